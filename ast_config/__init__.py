@@ -1,0 +1,1 @@
+"""The gateway's Asterisk configuration: templates, rendering and checks."""

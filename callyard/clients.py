@@ -1,0 +1,106 @@
+"""Kafka clients: one place that turns settings into producers, consumers and admin clients.
+
+Whatever sends a record that matters awaits its delivery: a failed delivery must be the sender's exception, never a
+line in a log.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+
+from callyard.settings import KafkaSettings, SecurityProtocol, SettingsError
+
+
+class KafkaUnreachableError(Exception):
+    """No broker answered. The text names the servers and what to check."""
+
+
+def connection(settings: KafkaSettings) -> dict[str, Any]:
+    """The arguments by which every aiokafka client reaches this Kafka."""
+    arguments: dict[str, Any] = {
+        "bootstrap_servers": [server.strip() for server in settings.bootstrap_servers.split(",")],
+        "security_protocol": settings.security_protocol.value,
+        "request_timeout_ms": settings.request_timeout_ms,
+    }
+    if settings.security_protocol in (SecurityProtocol.SSL, SecurityProtocol.SASL_SSL):
+        arguments["ssl_context"] = ssl_context(settings)
+    if settings.security_protocol in (SecurityProtocol.SASL_PLAINTEXT, SecurityProtocol.SASL_SSL):
+        if not settings.sasl_username or settings.sasl_password is None:
+            raise SettingsError(["CALLYARD_KAFKA_SASL_USERNAME and …_SASL_PASSWORD (or …_FILE) must be set with SASL"])
+        arguments["sasl_mechanism"] = settings.sasl_mechanism
+        arguments["sasl_plain_username"] = settings.sasl_username
+        arguments["sasl_plain_password"] = settings.sasl_password.get_secret_value()
+    return arguments
+
+
+def ssl_context(settings: KafkaSettings) -> ssl.SSLContext:
+    """TLS with the broker's certificate and name checked."""
+    try:
+        context = ssl.create_default_context(cafile=str(settings.ssl_cafile) if settings.ssl_cafile else None)
+        if settings.ssl_certfile:
+            context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError([f"CALLYARD_KAFKA_SSL_…: certificates cannot be loaded: {error}"]) from None
+    return context
+
+
+def unreachable(settings: KafkaSettings, error: Exception) -> KafkaUnreachableError:
+    """The error for a Kafka that doesn't answer, with what to do."""
+    return KafkaUnreachableError(
+        f"no Kafka answers at {settings.bootstrap_servers} ({error}): check CALLYARD_KAFKA_BOOTSTRAP_SERVERS and that it"
+        " runs; 'callyard kafka' starts an embedded one"
+    )
+
+
+@asynccontextmanager
+async def producer(settings: KafkaSettings, client_id: str, **more: Any) -> AsyncIterator[AIOKafkaProducer]:
+    """A started producer: idempotent, all replicas acknowledge, no lingering. Flushes and stops at the end."""
+    made = AIOKafkaProducer(
+        **connection(settings), client_id=client_id, acks="all", enable_idempotence=True, linger_ms=0, **more
+    )
+    try:
+        await made.start()
+    except KafkaError as error:
+        await made.stop()
+        raise unreachable(settings, error) from None
+    try:
+        yield made
+    finally:
+        await made.stop()
+
+
+@asynccontextmanager
+async def consumer(settings: KafkaSettings, *topics: str, **more: Any) -> AsyncIterator[AIOKafkaConsumer]:
+    """A started consumer that commits nothing by itself."""
+    made = AIOKafkaConsumer(*topics, **connection(settings), enable_auto_commit=False, **more)
+    try:
+        await made.start()
+    except KafkaError as error:
+        await made.stop()
+        raise unreachable(settings, error) from None
+    try:
+        yield made
+    finally:
+        await made.stop()
+
+
+@asynccontextmanager
+async def admin(settings: KafkaSettings) -> AsyncIterator[AIOKafkaAdminClient]:
+    """A started admin client."""
+    made = AIOKafkaAdminClient(**connection(settings))
+    try:
+        await made.start()
+    except KafkaError as error:
+        await made.close()
+        raise unreachable(settings, error) from None
+    try:
+        yield made
+    finally:
+        await made.close()

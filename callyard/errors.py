@@ -1,0 +1,7 @@
+"""Errors that a person at the command line understands without a traceback."""
+
+from __future__ import annotations
+
+
+class CommandError(Exception):
+    """A command failed for a reason that it can name and that says what to do: printed as it is, exit status 1."""

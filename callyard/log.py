@@ -1,0 +1,48 @@
+"""Logging: structured, one event a line, no secrets, callers' numbers only as the records carry them.
+
+Workers log with ``structlog.get_logger()``: the event is a short sentence without values, the values are fields whose
+names are the contract's (``conference``, ``call_id``, ``stay``, ``attempt``, ``node_id``, ``gateway_id``).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+from callyard.settings import LogSettings
+
+
+def configure(settings: LogSettings, worker: str) -> None:
+    """Set up logging of this process to standard error; libraries' own loggers are let through from warnings up."""
+    level = getattr(logging, settings.level.upper())
+    as_json = settings.format == "json" or (settings.format == "auto" and not sys.stderr.isatty())
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info if as_json else structlog.processors.StackInfoRenderer(),
+    ]
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    for name in ("callyard", "streams", "agents", "fs_hooks", "ast_config"):
+        logging.getLogger(name).setLevel(level)
+    structlog.contextvars.bind_contextvars(worker=worker)

@@ -1,0 +1,402 @@
+"""The contract: every record that crosses a Kafka topic, and the one place where bytes become records.
+
+Rules that hold for all of them:
+
+* A record is frozen. JSON on the wire, one object a record, discriminated by ``type``; field names are the contract.
+* Times are integers: milliseconds since 1970-01-01 UTC. Those ending in ``_ms`` that a sender writes are its own
+  clock's and decide nothing; decisions use the broker's timestamp (LogAppendTime).
+* Fields that this version doesn't know are ignored, so that a newer sender may add some; a newer *schema version* is
+  refused, because its meaning may have changed.
+* What cannot be read raises `RecordError`, whose text says what is wrong and what to do. Parsing never guesses.
+
+This module does no IO and knows no topic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from enum import Enum
+from typing import Annotated, Any, Literal, TypeVar, Union
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
+
+SCHEMA_VERSION: Literal[1] = 1
+"""The schema version that this program writes; it reads this one only."""
+
+CONFERENCE_PATTERN = r"^[0-9]{5,11}$"
+"""BBB's voiceBridge: 5 to 11 digits (a breakout room's number is its parent's plus one digit)."""
+
+# Each pattern is as narrow as the contract allows: these strings reach AMI actions and dialplan expressions.
+_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_INSTANCE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
+_UNIQUEID_PATTERN = r"^[A-Za-z0-9._-]{1,150}$"
+_HOST_PATTERN = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\])"
+SIP_URI_PATTERN = (
+    r"^sips?:(?P<user>[A-Za-z0-9._+-]{1,64})@(?P<host>" + _HOST_PATTERN + r")(?::(?P<port>[0-9]{1,5}))?"
+    r"(?:;transport=(?P<transport>udp|tcp|tls))?$"
+)
+
+Conference = Annotated[str, StringConstraints(pattern=CONFERENCE_PATTERN)]
+NodeId = Annotated[str, StringConstraints(pattern=_ID_PATTERN)]
+GatewayId = Annotated[str, StringConstraints(pattern=_ID_PATTERN)]
+InstanceId = Annotated[str, StringConstraints(pattern=_INSTANCE_PATTERN)]
+SipUri = Annotated[str, StringConstraints(pattern=SIP_URI_PATTERN, max_length=320)]
+CallId = Annotated[str, StringConstraints(pattern=_ID_PATTERN[:-1] + "/" + _UNIQUEID_PATTERN[1:])]
+"""``<gateway id>/<Asterisk uniqueid>``: unique across gateways and restarts of Asterisk."""
+StayNumber = Annotated[int, Field(ge=1, le=1_000_000)]
+Attempt = Annotated[int, Field(ge=1, le=1_000_000)]
+Milliseconds = Annotated[int, Field(ge=0)]
+Text = Annotated[str, StringConstraints(max_length=200)]
+
+
+class RecordError(ValueError):
+    """A record cannot be read. The text names the field, what is wrong with it, and what to do."""
+
+
+class Record(BaseModel):
+    """What every record has: a ``type`` and the version of the schema it was written by."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="null")
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+
+    def encode(self) -> bytes:
+        """The record as it goes over the wire: compact UTF-8 JSON, fields in the order of their definition."""
+        return orjson.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+class Sent(Record):
+    """A record that a hook or an agent sent: who, in which order, and (from signing on) how to prove it."""
+
+    sender: Text
+    """The process that sent it, for example ``hook:node-1`` or ``agent:gw-1``."""
+    sender_sequence: int = 0
+    """Grows with every record of this sender, also across its restarts; gaps prove nothing."""
+    sent_at_ms: Milliseconds = 0
+    key_id: Text | None = None
+    signature: Text | None = None
+
+
+# --- callyard.registrations -----------------------------------------------------------------------------------------
+
+
+class Source(str, Enum):
+    """Which of a node's two voices says that a conference is there."""
+
+    FREESWITCH = "freeswitch"
+    BIGBLUEBUTTON = "bigbluebutton"
+
+
+class UnregisterReason(str, Enum):
+    """Why a registration ends. Only ``ended`` is final: that instance will never come back."""
+
+    ENDED = "ended"
+    LOST = "lost"
+    """The hook can no longer vouch for it (FreeSWITCH is gone, the hook stops); the same instance may return."""
+
+
+class _Registration(Sent):
+    conference: Conference
+    source: Source
+    instance_id: InstanceId
+    node_id: NodeId
+
+
+class ConferenceRegistered(_Registration):
+    """This conference is at this node; says so anew at every renewal of the lease."""
+
+    type: Literal["conference-registered"] = "conference-registered"
+    sip_uri: SipUri
+    opened_at_ms: Milliseconds | None = None
+
+
+class ConferenceUnregistered(_Registration):
+    """This instance is no longer at this node. Names the instance: it never removes a new one of the same number."""
+
+    type: Literal["conference-unregistered"] = "conference-unregistered"
+    reason: UnregisterReason = UnregisterReason.ENDED
+
+
+# --- callyard.calls -------------------------------------------------------------------------------------------------
+
+
+class CallerForm(str, Enum):
+    """In which form a record carries the caller's number."""
+
+    FULL = "full"
+    MASKED = "masked"
+    HASHED = "hashed"
+    NONE = "none"
+
+
+class CallState(str, Enum):
+    """The state of a live call, as its gateway sees it."""
+
+    PARKED = "parked"
+    DIALING = "dialing"
+    CONNECTED = "connected"
+
+
+class FailureReason(str, Enum):
+    """Why a dial brought no connection; decides whether, and how soon, it is tried again."""
+
+    NOT_FOUND = "not-found"
+    """The node says that the conference isn't there (SIP 404, 410, 604; hangup cause 1)."""
+    REFUSED = "refused"
+    """The node refuses this caller (SIP 401, 403, 407, 603)."""
+    BUSY = "busy"
+    TIMEOUT = "timeout"
+    """The node didn't answer in time."""
+    UNREACHABLE = "unreachable"
+    """No connection to the node (transport error, 503, no route)."""
+    NOT_PARKED = "not-parked"
+    """The gateway could not redirect the call: at that moment it wasn't parked in that stay."""
+    BAD_INSTRUCTION = "bad-instruction"
+    """The gateway refuses the instruction itself (a URI that isn't allowed there)."""
+    OTHER = "other"
+
+
+class LeftReason(str, Enum):
+    """How a call ended."""
+
+    HANGUP = "hangup"
+    """The caller hung up while waiting or being dialled."""
+    CONFERENCE_LEFT = "conference-left"
+    """It was connected, and either side ended it."""
+    NEW_NUMBER = "new-number"
+    """The caller left this number for another one: this stay is over, the call goes on in another desk."""
+    TIMED_OUT = "timed-out"
+    """The longest wait was over; the caller was told."""
+    GONE = "gone"
+    """The gateway doesn't know the call any more (Asterisk restarted, events were lost)."""
+
+
+class _CallRecord(Sent):
+    conference: Conference
+    gateway_id: GatewayId
+    call_id: CallId
+    stay: StayNumber
+
+    @model_validator(mode="after")
+    def _call_is_of_its_gateway(self) -> _CallRecord:
+        if not self.call_id.startswith(f"{self.gateway_id}/"):
+            raise ValueError(f"call_id {self.call_id!r} must begin with gateway_id {self.gateway_id!r} and a slash")
+        return self
+
+
+class CallerParked(_CallRecord):
+    """A stay begins: the caller waits for this conference. Repeated at will; only a new stay has an effect."""
+
+    type: Literal["caller-parked"] = "caller-parked"
+    caller: Text | None = None
+    caller_form: CallerForm = CallerForm.NONE
+    parked_at_ms: Milliseconds | None = None
+
+
+class CallAlive(_CallRecord):
+    """Renews a live call's lease and says what it is doing; changes no state (but revives what had lapsed)."""
+
+    type: Literal["call-alive"] = "call-alive"
+    state: CallState
+    attempt: int = Field(default=0, ge=0)
+    caller: Text | None = None
+    caller_form: CallerForm = CallerForm.NONE
+
+
+class DialStarted(_CallRecord):
+    """The redirect of this attempt was consumed: Asterisk dials."""
+
+    type: Literal["dial-started"] = "dial-started"
+    attempt: Attempt
+
+
+class CallerConnected(_CallRecord):
+    """The node answered: the caller is in the conference."""
+
+    type: Literal["caller-connected"] = "caller-connected"
+    attempt: Attempt
+
+
+class DialFailed(_CallRecord):
+    """This attempt brought no connection; the caller is parked again in the same stay."""
+
+    type: Literal["dial-failed"] = "dial-failed"
+    attempt: Attempt
+    reason: FailureReason
+    hangup_cause: int | None = Field(default=None, ge=0, le=255)
+    """Q.850 cause, as Asterisk's HANGUPCAUSE gives it."""
+    sip_code: int | None = Field(default=None, ge=100, le=699)
+
+
+class CallerLeft(_CallRecord):
+    """This stay is over for good."""
+
+    type: Literal["caller-left"] = "caller-left"
+    reason: LeftReason
+    hangup_cause: int | None = Field(default=None, ge=0, le=255)
+
+
+# --- callyard.timers ------------------------------------------------------------------------------------------------
+
+
+class DeadlinePassed(Sent):
+    """A deadline of this desk is due; decided when it is read, after all that came before it."""
+
+    type: Literal["deadline-passed"] = "deadline-passed"
+    conference: Conference
+    due_ms: Milliseconds
+
+
+# --- callyard.dials -------------------------------------------------------------------------------------------------
+
+
+class DialInstruction(Record):
+    """To a gateway: redirect this call, in this stay, to this SIP URI."""
+
+    type: Literal["dial-instruction"] = "dial-instruction"
+    gateway_id: GatewayId
+    call_id: CallId
+    conference: Conference
+    stay: StayNumber
+    attempt: Attempt
+    sip_uri: SipUri
+    node_id: NodeId
+    source: Source
+    instance_id: InstanceId
+    issued_at_ms: Milliseconds
+    deadline_ms: Milliseconds
+    """Broker time after which the stream issues the next attempt if it has heard no outcome."""
+    partition: int = Field(ge=0)
+    """The desk's partition: epochs are compared within one."""
+    epoch: int = Field(default=0, ge=0)
+    """The owner's epoch: what an older owner of the partition says after a newer one spoke is void."""
+
+    @property
+    def instruction_id(self) -> str:
+        """Unique: ``<call id>#<stay>.<attempt>``; a repeated instruction has the same id and the same content."""
+        return f"{self.call_id}#{self.stay}.{self.attempt}"
+
+
+# --- callyard.journal -----------------------------------------------------------------------------------------------
+
+
+class Position(BaseModel):
+    """Where an input stands: topic, partition, offset."""
+
+    model_config = ConfigDict(frozen=True)
+
+    topic: str
+    partition: int = Field(ge=0)
+    offset: int = Field(ge=0)
+
+
+class JournalEntry(Record):
+    """One decision: the input, what it changed, what was instructed, and why. Exactly one for each applied input."""
+
+    type: Literal["decision"] = "decision"
+    conference: Conference
+    version: int = Field(ge=1)
+    """Number of this decision in its desk; no gaps."""
+    previous_hash: str | None = None
+    """SHA-256 of the value of the desk's previous entry, as its bytes stand in Kafka."""
+    epoch: int = Field(ge=0)
+    position: Position
+    event_type: str
+    broker_ms: Milliseconds
+    """The broker's timestamp of the input."""
+    now_ms: Milliseconds
+    """The time that decided: never less than the desk's own."""
+    outcome: str
+    """What the transition table says: a transition, or a named no-op such as ``duplicate`` or ``stale``."""
+    why: str
+    """One sentence for people."""
+    changes: tuple[dict[str, Any], ...] = ()
+    instructions: tuple[DialInstruction, ...] = ()
+    policy_digest: str
+
+
+class EpochBegan(Record):
+    """A new owner of a partition: what an older epoch says after this is void."""
+
+    type: Literal["epoch-began"] = "epoch-began"
+    partition: int = Field(ge=0)
+    epoch: int = Field(ge=0)
+    worker: str
+    policy_digest: str
+
+
+class PolicyDeclared(Record):
+    """The whole policy, written when an epoch begins; entries carry its digest."""
+
+    type: Literal["policy-declared"] = "policy-declared"
+    partition: int = Field(ge=0)
+    digest: str
+    policy: dict[str, Any]
+
+
+RegistrationRecord = Union[ConferenceRegistered, ConferenceUnregistered]
+CallRecord = Union[CallerParked, CallAlive, DialStarted, CallerConnected, DialFailed, CallerLeft]
+TimerRecord = DeadlinePassed
+InputRecord = Union[
+    ConferenceRegistered, ConferenceUnregistered,
+    CallerParked, CallAlive, DialStarted, CallerConnected, DialFailed, CallerLeft,
+    DeadlinePassed,
+]  # fmt: skip
+JournalRecord = Union[JournalEntry, EpochBegan, PolicyDeclared]
+
+REGISTRATIONS: TypeAdapter[RegistrationRecord] = TypeAdapter(Annotated[RegistrationRecord, Field(discriminator="type")])
+CALLS: TypeAdapter[CallRecord] = TypeAdapter(Annotated[CallRecord, Field(discriminator="type")])
+TIMERS: TypeAdapter[DeadlinePassed] = TypeAdapter(DeadlinePassed)
+DIALS: TypeAdapter[DialInstruction] = TypeAdapter(DialInstruction)
+JOURNAL: TypeAdapter[JournalRecord] = TypeAdapter(Annotated[JournalRecord, Field(discriminator="type")])
+
+R = TypeVar("R")
+
+
+def parse(adapter: TypeAdapter[R], value: bytes | None) -> R:
+    """Read one record from its bytes.
+
+    Raises `RecordError` for whatever is not a record of this adapter's topic; the text is for an operator's eyes and
+    holds no more than the first 60 bytes of the offending value.
+    """
+    if value is None:
+        raise RecordError("the record has no value (a tombstone); this topic holds JSON objects only")
+    try:
+        raw = orjson.loads(value)
+    except orjson.JSONDecodeError as error:
+        raise RecordError(f"not JSON: {error}; begins with {value[:60]!r}") from None
+    if not isinstance(raw, dict):
+        raise RecordError(f"a JSON object is expected, this is {type(raw).__name__}: {value[:60]!r}")
+    version = raw.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise RecordError(
+            f"schema version {version} is newer than this program's ({SCHEMA_VERSION}): upgrade this program first"
+        )
+    try:
+        return adapter.validate_json(value)
+    except ValidationError as error:
+        raise RecordError("; ".join(_explain(raw, e) for e in error.errors(include_url=False, include_input=True))) \
+            from None  # fmt: skip
+
+
+def _explain(raw: dict[str, Any], error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "record"
+    if error["type"].startswith("union_tag"):
+        return f"type {raw.get('type')!r:.60} is none of this topic's record types"
+    return f"{where}: {error['msg']} (got {error['input']!r:.60})"
+
+
+def digest(value: bytes) -> str:
+    """SHA-256 of a record's bytes, as hexadecimal text."""
+    return hashlib.sha256(value).hexdigest()
+
+
+def split_sip_uri(uri: str) -> tuple[str, str, int | None, str | None]:
+    """A SIP URI's user, host, port and transport. Raises `RecordError` where it isn't of the contract's form."""
+    match = re.match(SIP_URI_PATTERN, uri)
+    if match is None or uri.endswith("\n"):
+        raise RecordError(f"{uri!r:.80} is no SIP URI of the form sip:NUMBER@HOST:PORT;transport=tcp")
+    port = match["port"]
+    return match["user"], match["host"], int(port) if port else None, match["transport"]

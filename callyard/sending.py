@@ -1,0 +1,65 @@
+"""What hooks and agents share: number their records, send them in order, set rubbish aside.
+
+A `Sender` never loses order within a conference (one producer, same key) and never drops a failed delivery silently:
+`send` raises. `reject` puts what could not be read onto the rejected topic as it came, with the reason in headers.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TypeVar
+
+from aiokafka import AIOKafkaProducer
+from prometheus_client import Counter
+
+from callyard.records import Sent
+from callyard.topics import Topics
+
+S = TypeVar("S", bound=Sent)
+
+REJECTED = Counter("callyard_rejected", "Records and messages that could not be read and were set aside.", ["source"])
+SENT = Counter("callyard_sent", "Records delivered to Kafka.", ["topic", "type"])
+MAX_REJECTED_BYTES = 900_000
+"""What is set aside is cut at this length, so that it always fits a topic's largest message."""
+
+
+class Sequence:
+    """A sender's sequence: grows with each record and also across restarts (it starts at the clock's microseconds)."""
+
+    def __init__(self, start: int | None = None) -> None:
+        self._last = time.time_ns() // 1000 if start is None else start
+
+    def stamp(self, record: S) -> S:
+        """The record with its number and its sending time."""
+        self._last += 1
+        return record.model_copy(update={"sender_sequence": self._last, "sent_at_ms": time.time_ns() // 1_000_000})
+
+
+class Sender:
+    """Sends one worker's records to one topic, keyed by conference."""
+
+    def __init__(self, producer: AIOKafkaProducer, topics: Topics, topic: str) -> None:
+        self._producer = producer
+        self._topics = topics
+        self._topic = topic
+        self._sequence = Sequence()
+
+    async def send(self, record: Sent, conference: str) -> None:
+        """Deliver one record; returns when all replicas have it. Raises aiokafka's `KafkaError` when that failed."""
+        await self._producer.send_and_wait(self._topic, self._sequence.stamp(record).encode(), key=conference.encode())
+        SENT.labels(self._topic, getattr(record, "type", "?")).inc()
+
+    async def reject(self, source: str, reason: str, value: bytes, key: bytes | None = None) -> None:
+        """Set aside what could not be read; ``source`` says where it came from (``ami``, ``esl``, a topic's name)."""
+        REJECTED.labels(source).inc()
+        await reject(self._producer, self._topics, source, reason, value, key)
+
+
+async def reject(
+    producer: AIOKafkaProducer, topics: Topics, source: str, reason: str, value: bytes, key: bytes | None = None
+) -> None:
+    """Put ``value`` onto the rejected topic as it came, with source and reason in headers."""
+    headers = [("callyard-source", source.encode()), ("callyard-reason", reason.encode(errors="replace")[:2000])]
+    if len(value) > MAX_REJECTED_BYTES:
+        headers.append(("callyard-cut-from-bytes", str(len(value)).encode()))
+    await producer.send_and_wait(topics.rejected.name, value[:MAX_REJECTED_BYTES], key=key, headers=headers)

@@ -1,0 +1,414 @@
+"""Settings: every setting of every worker, in groups; read from the environment and an optional file.
+
+A setting's environment variable is its group's prefix and its name in capitals (``CALLYARD_KAFKA_BOOTSTRAP_SERVERS``).
+In the ``--config`` file (TOML) it stands under the group's table: ``[kafka] bootstrap_servers = "…"``. The environment
+wins over the file. A secret can also come from a file named by ``…_FILE`` (its last newline is dropped).
+
+`load` checks all groups that a worker needs and reports all problems at once, before anything connects. Nothing here
+connects or starts anything. Each field's description gives unit and reason; ``docs/settings.md`` is made from them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_core import PydanticUndefined
+
+from callyard.records import GatewayId, NodeId, split_sip_uri
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PREFIX = "CALLYARD_"
+
+
+class SettingsError(Exception):
+    """Settings are missing or wrong. ``problems`` names each one by its variable and says what to do."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = list(problems)
+        super().__init__("settings:\n" + "\n".join(f"  {problem}" for problem in self.problems))
+
+
+class Group(BaseModel):
+    """A group of settings: one table of the file, one prefix of the environment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    table: ClassVar[str]
+
+    @classmethod
+    def variable(cls, name: str) -> str:
+        """The environment variable of one of this group's settings."""
+        return f"{PREFIX}{cls.table.upper()}_{name.upper()}"
+
+
+class SecurityProtocol(str, Enum):
+    """How to speak to Kafka."""
+
+    PLAINTEXT = "PLAINTEXT"
+    SSL = "SSL"
+    SASL_PLAINTEXT = "SASL_PLAINTEXT"
+    SASL_SSL = "SASL_SSL"
+
+
+class KafkaSettings(Group):
+    """Which Kafka, and how the topics are laid out."""
+
+    table: ClassVar[str] = "kafka"
+
+    bootstrap_servers: str = Field("127.0.0.1:9092", description="Brokers as host:port, comma-separated.")
+    security_protocol: SecurityProtocol = Field(
+        SecurityProtocol.PLAINTEXT, description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL."
+    )
+    ssl_cafile: Path | None = Field(None, description="CA certificates (PEM) that the brokers are checked against.")
+    ssl_certfile: Path | None = Field(None, description="This client's certificate (PEM), for mutual TLS.")
+    ssl_keyfile: Path | None = Field(None, description="This client's key (PEM), for mutual TLS.")
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "SCRAM-SHA-512", description="With SASL_…: the mechanism."
+    )
+    sasl_username: str | None = Field(None, description="With SASL_…: the user name.")
+    sasl_password: SecretStr | None = Field(None, description="With SASL_…: the password.")
+    topic_prefix: str = Field(
+        "callyard", pattern=r"^[a-z][a-z0-9-]{0,30}$", description="First part of all topic and consumer group names."
+    )
+    partitions: int = Field(
+        12, ge=1, le=1000, description="Partitions of the topics keyed by conference: the most stream workers of use."
+    )
+    replication_factor: int = Field(1, ge=1, le=7, description="Replicas of each topic; 3 in production.")
+    retention_days: float = Field(30, gt=0, le=3650, description="Days that inputs and journal are kept for audits.")
+    request_timeout_ms: int = Field(
+        10_000, ge=500, le=120_000, description="Milliseconds until a request to Kafka that got no answer has failed."
+    )
+
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _servers(cls, value: str) -> str:
+        for server in value.split(","):
+            host, _, port = server.strip().rpartition(":")
+            if not host or not port.isdigit() or not 0 < int(port) < 65536:
+                raise ValueError(f"{server.strip()!r} is not host:port")
+        return value
+
+
+class LogSettings(Group):
+    """What the workers say, and how."""
+
+    table: ClassVar[str] = "log"
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is written.")
+    format: Literal["auto", "json", "text"] = Field(
+        "auto", description="json: one object a line; text: for people; auto: text on a terminal, json elsewhere."
+    )
+
+
+class MetricsSettings(Group):
+    """Where Prometheus may read a worker's counters."""
+
+    table: ClassVar[str] = "metrics"
+
+    host: str = Field("127.0.0.1", description="Address that the metrics are served on.")
+    port: int = Field(0, ge=0, le=65535, description="TCP port that the metrics are served on; 0: not served.")
+
+
+class NodeSettings(Group):
+    """This BigBlueButton node, as the gateways reach it."""
+
+    table: ClassVar[str] = "node"
+
+    id: NodeId = Field(
+        default_factory=lambda: socket.gethostname().split(".")[0], description="The node's id; default: its host name."
+    )
+    sip_uri: str = Field(
+        description="SIP URI of a conference here, as a template: sip:{conference}@192.0.2.7:5060;transport=tcp."
+    )
+    snapshot_seconds: float = Field(
+        30, gt=0, le=3600, description="Seconds between two reconciliations with FreeSWITCH's list of conferences."
+    )
+    renew_seconds: float = Field(
+        10, gt=0, le=3600, description="Seconds between two renewals of a registration; a third of its lease."
+    )
+    exclude: str = Field(
+        "99999", description="Conference numbers that are never registered, comma-separated (99999: BBB's echo test)."
+    )
+
+    @field_validator("sip_uri")
+    @classmethod
+    def _template(cls, value: str) -> str:
+        if value.count("{conference}") != 1 or "{" in value.replace("{conference}", "") or value.endswith("\n"):
+            raise ValueError("must hold {conference} exactly once and no other brace")
+        try:
+            split_sip_uri(value.replace("{conference}", "49123"))
+        except ValueError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    def uri_of(self, conference: str) -> str:
+        """The SIP URI under which gateways reach a conference (its number) on this node."""
+        return self.sip_uri.replace("{conference}", conference)
+
+    @property
+    def excluded(self) -> frozenset[str]:
+        """The conference numbers that are never registered."""
+        return frozenset(number.strip() for number in self.exclude.split(",") if number.strip())
+
+
+class EslSettings(Group):
+    """The node's FreeSWITCH event socket."""
+
+    table: ClassVar[str] = "esl"
+
+    host: str = Field("127.0.0.1", description="Address of FreeSWITCH's event socket.")
+    port: int = Field(8021, ge=1, le=65535, description="TCP port of FreeSWITCH's event socket.")
+    password: SecretStr = Field(description="Password of the event socket (event_socket.conf.xml).")
+    event_format: Literal["plain", "json"] = Field("plain", description="Format in which FreeSWITCH sends its events.")
+    connect_timeout_seconds: float = Field(5, gt=0, le=60, description="Seconds to wait for connection and answers.")
+    reconnect_max_seconds: float = Field(
+        10, gt=0, le=300, description="Most seconds between two attempts to connect; they begin at a quarter second."
+    )
+
+
+class GatewaySettings(Group):
+    """This gateway, and what its agent does."""
+
+    table: ClassVar[str] = "gateway"
+
+    id: GatewayId = Field(
+        default_factory=lambda: socket.gethostname().split(".")[0],
+        description="The gateway's id; default: its host name. Replicas of one gateway's agent share it.",
+    )
+    caller_number: Literal["masked", "full", "none"] = Field(
+        "masked", description="In which form callers' numbers enter Kafka: last digits masked, full, or not at all."
+    )
+    renew_seconds: float = Field(
+        60, gt=0, le=3600, description="Seconds between two renewals of each live call; a third of its lease."
+    )
+    snapshot_seconds: float = Field(
+        30, gt=0, le=3600, description="Seconds between two reconciliations with Asterisk's list of channels."
+    )
+
+
+class AmiSettings(Group):
+    """The gateway's Asterisk Manager Interface."""
+
+    table: ClassVar[str] = "ami"
+
+    host: str = Field("127.0.0.1", description="Address of Asterisk's manager interface.")
+    port: int = Field(5038, ge=1, le=65535, description="TCP port of Asterisk's manager interface.")
+    username: str = Field("callyard", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Manager user (manager.conf).")
+    secret: SecretStr = Field(description="The manager user's secret.")
+    connect_timeout_seconds: float = Field(5, gt=0, le=60, description="Seconds to wait for connection and answers.")
+    reconnect_max_seconds: float = Field(
+        10, gt=0, le=300, description="Most seconds between two attempts to connect; they begin at a quarter second."
+    )
+
+    @field_validator("secret")
+    @classmethod
+    def _one_line(cls, value: SecretStr) -> SecretStr:
+        if not value.get_secret_value() or any(c in value.get_secret_value() for c in "\r\n\0"):
+            raise ValueError("must be one line of text")
+        return value
+
+
+class StreamSettings(Group):
+    """How a stream worker runs (what it decides by is the group ``policy``)."""
+
+    table: ClassVar[str] = "stream"
+
+    session_seconds: float = Field(
+        6, ge=1, le=60, description="Seconds without a heartbeat after which another worker takes over."
+    )
+    group_limit: int = Field(500, ge=1, le=5000, description="Most inputs that are decided and written as one batch.")
+    tick_seconds: float = Field(0.25, gt=0, le=10, description="Seconds between two looks at which deadlines are due.")
+
+
+class PolicySettings(Group):
+    """All that decides, beside the events. Journalled whole; the same for every worker."""
+
+    table: ClassVar[str] = "policy"
+
+    registration_lease_seconds: float = Field(
+        30, ge=1, le=3600, description="Seconds that a registration holds without renewal (the hook renews every 10)."
+    )
+    call_lease_seconds: float = Field(
+        180,
+        ge=3,
+        le=86400,
+        description="Seconds that a call is believed alive without renewal (agents renew every 60).",
+    )
+    instruction_deadline_seconds: float = Field(
+        10, ge=1, le=300,
+        description="Seconds until an instruction without an outcome is issued again; longer than the dial's time-out.",
+    )  # fmt: skip
+    attempts: int = Field(5, ge=1, le=100, description="Dials of one stay to one registration before it is left alone.")
+    backoff_seconds: float = Field(
+        1, gt=0, le=60, description="Seconds before a failed dial is tried again; doubles with each failure."
+    )
+    backoff_max_seconds: float = Field(15, gt=0, le=600, description="Most seconds before a failed dial's next try.")
+    ended_retention_seconds: float = Field(
+        3600, ge=60, le=86400 * 30, description="Seconds that an ended registration or stay is remembered as ended."
+    )
+    stub_retention_seconds: float = Field(
+        86400 * 7, ge=60, le=86400 * 365, description="Seconds that an ended desk's version and hash are kept."
+    )
+    fan_out: int = Field(200, ge=1, le=1000, description="Most callers that one decision concerns; the rest follow.")
+    allowed_nodes: str = Field(
+        "", description="Hosts that callers may be sent to (names or addresses, comma-separated); empty: any."
+    )
+
+
+G = TypeVar("G", bound=Group)
+GROUPS: tuple[type[Group], ...] = (
+    KafkaSettings, LogSettings, MetricsSettings, NodeSettings, EslSettings,
+    GatewaySettings, AmiSettings, StreamSettings, PolicySettings,
+)  # fmt: skip
+
+
+class Loaded:
+    """Settings that were read and checked: ``loaded[KafkaSettings].partitions``."""
+
+    def __init__(self, groups: Mapping[type[Group], Group]) -> None:
+        self._groups = dict(groups)
+
+    def __getitem__(self, group: type[G]) -> G:
+        found = self._groups[group]
+        assert isinstance(found, group)  # noqa: S101 - holds by construction; tells the type checker
+        return found
+
+
+def load(
+    *groups: type[Group], config: Path | None = None, environment: Mapping[str, str] | None = None
+) -> Loaded:  # fmt: skip
+    """Read and check these groups. Raises `SettingsError` with all problems of all of them."""
+    env = os.environ if environment is None else environment
+    problems: list[str] = []
+    tables = _read_file(config, problems)
+    problems.extend(_unknown_variables(env))
+    loaded: dict[type[Group], Group] = {}
+    for group in groups:
+        values = dict(tables.get(group.table, {}))
+        values.update(_from_environment(group, env, problems))
+        try:
+            loaded[group] = group.model_validate(values)
+        except ValidationError as error:
+            for problem in error.errors(include_url=False, include_input=False, include_context=False):
+                problems.append(_explain(group, problem))  # noqa: PERF401 - reads as what it does
+    if problems:
+        raise SettingsError(problems)
+    return Loaded(loaded)
+
+
+def _explain(group: type[Group], problem: Any) -> str:
+    name = str(problem["loc"][0])
+    if problem["type"] == "missing":
+        return f"{group.variable(name)} is not set: {group.model_fields[name].description}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{group.variable(name)}: {message}. It means: {group.model_fields[name].description}"
+
+
+def _read_file(config: Path | None, problems: list[str]) -> dict[str, dict[str, Any]]:
+    if config is None:
+        return {}
+    try:
+        content = tomllib.loads(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        problems.append(f"--config {config}: {error.strerror}")
+        return {}
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        problems.append(f"--config {config} is not TOML: {error}")
+        return {}
+    known = {group.table: group for group in GROUPS}
+    tables: dict[str, dict[str, Any]] = {}
+    for table, values in content.items():
+        if table not in known or not isinstance(values, dict):
+            problems.append(f"--config {config}: [{table}] is none of {', '.join(known)}")
+            continue
+        for name in values:
+            if name not in known[table].model_fields:
+                problems.append(
+                    f"--config {config}: [{table}] {name} is unknown{_near(name, known[table].model_fields)}"
+                )
+        tables[table] = {name: value for name, value in values.items() if name in known[table].model_fields}
+    return tables
+
+
+def _from_environment(group: type[Group], env: Mapping[str, str], problems: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, field in group.model_fields.items():
+        variable = group.variable(name)
+        if variable in env:
+            values[name] = env[variable]
+        if not _is_secret(field.annotation) or f"{variable}_FILE" not in env:
+            continue
+        path = Path(env[f"{variable}_FILE"])
+        if variable in env:
+            problems.append(f"{variable} and {variable}_FILE are both set: unset one")
+        try:
+            values[name] = path.read_text(encoding="utf-8").removesuffix("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(f"{variable}_FILE: cannot read {path}: {error}")
+    return values
+
+
+def _is_secret(annotation: Any) -> bool:
+    return annotation is SecretStr or SecretStr in getattr(annotation, "__args__", ())
+
+
+def variables() -> dict[str, type[Group]]:
+    """Every environment variable that is a setting, with its group."""
+    found: dict[str, type[Group]] = {}
+    for group in GROUPS:
+        for name, field in group.model_fields.items():
+            found[group.variable(name)] = group
+            if _is_secret(field.annotation):
+                found[f"{group.variable(name)}_FILE"] = group
+    return found
+
+
+def _unknown_variables(env: Mapping[str, str]) -> list[str]:
+    # A misspelt variable would be silence and a default: the worst way to learn of it.
+    known = variables()
+    return [
+        f"{name} is no setting{_near(name, known)}"
+        for name in sorted(env)
+        if name.startswith(PREFIX)
+        and name not in known
+        and name not in _NOT_SETTINGS
+        and not _SERVICE_LINK.search(name)
+    ]
+
+
+_NOT_SETTINGS = frozenset({"CALLYARD_CACHE"})
+"""Variables of the same prefix that the command line or the Makefile read."""
+
+_SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)$")
+"""What Kubernetes puts into the environment for a service of a like name; not a misspelling."""
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def reference() -> list[tuple[str, str, str, str]]:
+    """All settings as rows for the reference page: variable, default, description, group's summary."""
+    rows = []
+    for group in GROUPS:
+        for name, field in group.model_fields.items():
+            if field.default is not PydanticUndefined:
+                default = field.default.value if isinstance(field.default, Enum) else field.default
+                shown = "" if default is None else str(default)
+            else:
+                shown = "host name" if field.default_factory is not None else "required"
+            rows.append((group.variable(name), shown, field.description or "", (group.__doc__ or "").strip()))
+    return rows

@@ -1,0 +1,68 @@
+"""A worker's tasks: each one owned, named and guarded; the worker ends when any of them does.
+
+A worker is one coroutine that adds its tasks and awaits `Tasks.run`. An unexpected end of a task, with or without an
+exception, ends the worker, so that its supervisor restarts it; nothing runs on half-alive. At SIGTERM or SIGINT the
+tasks are cancelled in the reverse order of their start, each awaited before the next, so that what feeds a task stops
+before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import structlog
+import uvloop
+
+log = structlog.get_logger(__name__)
+
+
+class TaskEndedError(RuntimeError):
+    """A task that must run as long as its worker came to an end without an error: a bug of ours."""
+
+
+class Tasks:
+    """The tasks of one worker."""
+
+    def __init__(self) -> None:
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Start a task that must not end before the worker does."""
+        self._tasks.append(asyncio.create_task(work, name=name))
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Wait for ``stop`` or for the first task to end; then end all of them. Raises what that task raised."""
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        try:
+            done, _ = await asyncio.wait([stopping, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            await self.cancel()
+        for task in done - {stopping}:
+            error = task.exception()
+            raise error if error is not None else TaskEndedError(f"task {task.get_name()!r} ended by itself")
+
+    async def cancel(self) -> None:
+        """End all tasks, the last started first, and wait for each."""
+        for task in reversed(self._tasks):
+            task.cancel()
+            result = (await asyncio.gather(task, return_exceptions=True))[0]
+            if isinstance(result, Exception):
+                log.debug("task ended with an error", task=task.get_name(), error=repr(result))
+
+
+def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+    """Run a worker on uvloop until SIGTERM or SIGINT; the event given to ``main`` is set then."""
+
+    async def supervised() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await main(stop)
+
+    uvloop.install()
+    asyncio.run(supervised())

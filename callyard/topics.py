@@ -1,0 +1,167 @@
+"""The topics: names, partitions, policies; created explicitly and checked before any worker starts.
+
+Faust ignores a missing topic with no more than a warning and never reads it when it appears later, and a wrong number
+of partitions would put the events of one conference into different partitions of the table. So every worker calls
+`check` first. The three inputs carry the broker's timestamps (LogAppendTime): they are the clock of all decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import TopicAlreadyExistsError, for_code
+from aiokafka.partitioner import murmur2
+
+from callyard.settings import KafkaSettings
+
+DAY_MS = 86_400_000
+CHANGELOG_MAX_BYTES = 8 * 1024 * 1024
+"""The largest batch of the table's changelog: a group of decisions is one batch or nothing."""
+
+
+class TopicsError(Exception):
+    """Topics are missing or not as they must be. ``problems`` says which and what to do."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("topics:\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One topic as it must be. ``config`` holds Kafka's own topic settings."""
+
+    name: str
+    partitions: int
+    config: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Topics:
+    """All topics of one Callyard."""
+
+    registrations: Topic
+    calls: Topic
+    timers: Topic
+    dials: Topic
+    journal: Topic
+    rejected: Topic
+    changelog: Topic
+
+    @property
+    def inputs(self) -> tuple[Topic, Topic, Topic]:
+        """What the stream consumes, in one Faust agent: their partition N meets in one table partition."""
+        return self.registrations, self.calls, self.timers
+
+    @property
+    def all(self) -> tuple[Topic, ...]:
+        return (*self.inputs, self.dials, self.journal, self.rejected, self.changelog)
+
+
+def topics(settings: KafkaSettings) -> Topics:
+    """The topics that these settings ask for."""
+    prefix, partitions = settings.topic_prefix, settings.partitions
+    retention = str(int(settings.retention_days * DAY_MS))
+    append_time = {"message.timestamp.type": "LogAppendTime"}
+    kept = {"cleanup.policy": "delete", "retention.ms": retention, **append_time}
+
+    def topic(name: str, config: Mapping[str, str]) -> Topic:
+        return Topic(f"{prefix}.{name}", partitions, config)
+
+    return Topics(
+        registrations=topic("registrations", kept),
+        calls=topic("calls", kept),
+        timers=topic("timers", {**kept, "retention.ms": str(DAY_MS)}),
+        dials=topic("dials", {"cleanup.policy": "delete", "retention.ms": str(DAY_MS), **append_time}),
+        journal=topic("journal", {**kept, "max.message.bytes": str(CHANGELOG_MAX_BYTES)}),
+        rejected=topic("rejected", {"cleanup.policy": "delete", "retention.ms": retention}),
+        changelog=Topic(
+            changelog_name(settings),
+            partitions,
+            {"cleanup.policy": "compact", "max.message.bytes": str(CHANGELOG_MAX_BYTES)},
+        ),
+    )
+
+
+def stream_id(settings: KafkaSettings) -> str:
+    """Faust's app id: the consumer group of the stream workers."""
+    return f"{settings.topic_prefix}-stream"
+
+
+DESK_TABLE = "desks"
+
+
+def changelog_name(settings: KafkaSettings) -> str:
+    """The changelog topic of the desks' table, as Faust names it."""
+    return f"{stream_id(settings)}-{DESK_TABLE}-changelog"
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """The partition of a key, as every Kafka client's default partitioner (murmur2) has it."""
+    return int((murmur2(key) & 0x7FFFFFFF) % partitions)
+
+
+async def create(admin: AIOKafkaAdminClient, settings: KafkaSettings) -> list[str]:
+    """Create what is missing and return the names of what was created; what exists is left as it is (see `check`)."""
+    existing = set(await admin.list_topics())
+    missing = [topic for topic in topics(settings).all if topic.name not in existing]
+    if not missing:
+        return []
+    response = await admin.create_topics(
+        [
+            NewTopic(topic.name, topic.partitions, settings.replication_factor, topic_configs=dict(topic.config))
+            for topic in missing
+        ],
+        timeout_ms=settings.request_timeout_ms,
+    )
+    problems = []
+    for name, code, *message in response.topic_errors:
+        error = for_code(code)
+        if code and error is not TopicAlreadyExistsError:
+            problems.append(f"{name} could not be created: {error.__name__} {message[0] if message else ''}".rstrip())
+    if problems:
+        raise TopicsError(problems)
+    return [topic.name for topic in missing]
+
+
+async def check(admin: AIOKafkaAdminClient, settings: KafkaSettings) -> None:
+    """Raise `TopicsError` unless every topic is there, with its partitions and the policies that decisions rely on."""
+    wanted = {topic.name: topic for topic in topics(settings).all}
+    existing = set(await admin.list_topics())
+    problems = [
+        f"{name} is missing: run 'callyard topics' with the same settings" for name in wanted if name not in existing
+    ]
+    present = [name for name in wanted if name in existing]
+    for description in await admin.describe_topics(present) if present else []:
+        topic, found = wanted[description["topic"]], len(description["partitions"])
+        if found != topic.partitions:
+            problems.append(
+                f"{topic.name} has {found} partitions, CALLYARD_KAFKA_PARTITIONS says {topic.partitions}: set it to"
+                f" {found}, or stop all workers and create the topics anew (a conference's events must share a partition)"
+            )
+    problems.extend(await _check_config(admin, [wanted[name] for name in present]))
+    if problems:
+        raise TopicsError(problems)
+
+
+async def _check_config(admin: AIOKafkaAdminClient, present: list[Topic]) -> list[str]:
+    must = ("cleanup.policy", "message.timestamp.type")
+    problems = []
+    for topic in present:
+        [response] = await admin.describe_configs(
+            [ConfigResource(ConfigResourceType.TOPIC, topic.name)], include_synonyms=False
+        )
+        for code, message, _, _, entries in response.resources:
+            if code:
+                problems.append(f"{topic.name}: its settings cannot be read: {for_code(code).__name__} {message or ''}")
+                continue
+            found = {entry[0]: entry[1] for entry in entries}
+            problems.extend(
+                f"{topic.name} has {key}={found.get(key)}, it must be {topic.config[key]}: alter it with kafka-configs"
+                for key in must
+                if key in topic.config and found.get(key) != topic.config[key]
+            )
+    return problems

@@ -1,0 +1,1 @@
+"""One node's hook: publishes which conferences run on this BigBlueButton node."""
