@@ -1,0 +1,203 @@
+"""Runs a private Asterisk: rendered configuration, directories and ports of its own, nothing left behind.
+
+For demo, tests and bench; several may run at the same time on one machine. It is the real thing (see `prepare`), with
+the configuration that ``callyard render asterisk`` writes. It never touches an Asterisk that the machine runs itself:
+no shared directory, socket or port.
+
+    async with asterisk.running(directory, lot_size=2) as gateway:
+        await gateway.cli("core show channels")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from callyard.parts import confine
+from callyard.parts.prepare import INSTANCE, Parts, found
+from callyard.processes import Child, ProcessError
+from callyard.settings import AmiSettings, AsteriskSettings
+
+START_SECONDS = 30.0
+LOOPBACK = "127.0.0.1"
+DIRECTORIES = ("etc", "run", "log", "spool", "lib", "lib/cache", "tmp")
+
+
+class Gateway:
+    """A running Asterisk. ``settings`` and ``ami`` are what it was rendered from."""
+
+    def __init__(
+        self, parts: Parts, directory: Path, settings: AsteriskSettings, ami: AmiSettings, changes: Mapping[str, str]
+    ) -> None:
+        self.directory = directory.absolute()
+        self.settings = settings
+        self.ami = ami
+        self.parts = parts
+        self._changes = changes
+        inside = INSTANCE if parts.asterisk_root else str(self.directory)
+        self._child = Child(
+            "asterisk",
+            confine.command(
+                [parts.asterisk, "-f", "-C", f"{inside}/etc/asterisk.conf"],
+                root=parts.asterisk_root,
+                binds=_binds(parts, self.directory),
+            ),
+            log=self.directory / "log" / "console.log",
+        )
+
+    @property
+    def sip_host(self) -> str:
+        return self.settings.sip_host
+
+    @property
+    def sip_port(self) -> int:
+        return self.settings.sip_port
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    def log(self) -> str:
+        """What it has logged so far: notices, warnings and errors."""
+        path = self.directory / "log" / "messages.log"
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+    async def start(self) -> None:
+        """Start it and wait until it is fully booted. Raises `ProcessError` with its log where that fails."""
+        _write(self.directory, self.settings, self.ami, self._changes)
+        (self.directory / "run" / "asterisk.ctl").unlink(missing_ok=True)
+        began = time.monotonic()
+        self._child.start()
+        await self._child.until(self._listens, START_SECONDS, "listening")
+        await self.cli("core waitfullybooted", timeout=max(1.0, START_SECONDS - (time.monotonic() - began)))
+
+    async def _listens(self) -> bool:
+        try:
+            await self.cli("core show version")
+        except (OSError, asyncio.IncompleteReadError):
+            return False
+        return True
+
+    async def cli(self, command: str, *, timeout: float = 10) -> str:
+        """Run one command of Asterisk's command line and return what it prints.
+
+        Speaks the protocol of ``asterisk -rx`` over the control socket: a greeting line from Asterisk, then the command
+        led by ``cli quit after `` and ended by NUL; Asterisk answers and closes (main/asterisk.c, netconsole).
+        """
+        return await asyncio.wait_for(self._cli(command), timeout)
+
+    async def _cli(self, command: str) -> str:
+        # Through a descriptor of its directory: a socket's path is limited to 107 bytes, a work directory is not.
+        directory = os.open(self.directory / "run", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            reader, writer = await asyncio.open_unix_connection(f"/proc/self/fd/{directory}/asterisk.ctl")
+        finally:
+            os.close(directory)
+        try:
+            await reader.readuntil(b"\n")
+            writer.write(f"cli quit after {command}\0".encode())
+            answer = await reader.read(-1)
+        finally:
+            writer.close()
+        return answer.replace(b"\0", b"").decode(errors="replace")
+
+    async def stop(self) -> None:
+        """End it now, with all its calls; returns when it is gone."""
+        await self._child.stop()
+
+    async def kill(self) -> None:
+        """End it as a crash would: SIGKILL, nothing is said to anybody."""
+        await self._child.kill()
+
+    def freeze(self) -> None:
+        """Stop it as a starved machine would (SIGSTOP); `thaw` lets it go on."""
+        self._child.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen one go on."""
+        self._child.send_signal(signal.SIGCONT)
+
+    async def restart(self) -> None:
+        """End it and start it again, with the same ports and configuration; calls are lost."""
+        await self.stop()
+        await self.start()
+
+
+def private_settings(directory: Path, parts: Parts, **changes: Any) -> AsteriskSettings:
+    """Settings for an instance on loopback with free ports; ``changes`` are fields of `AsteriskSettings`."""
+    values: dict[str, Any] = {
+        "base_directory": INSTANCE if parts.asterisk_root else str(directory.absolute()),
+        "sip_host": LOOPBACK,
+        "sip_port": _free_sip_port(),
+        "media_address": LOOPBACK,
+        # Instances share the range: Asterisk takes another port of it where one is taken.
+        "rtp_first_port": 20_000,
+        "rtp_last_port": 32_000,
+        # SIPp sends no audio while it waits.
+        "rtp_timeout_seconds": 0,
+    }
+    return AsteriskSettings(**{**values, **changes})
+
+
+@asynccontextmanager
+async def running(
+    directory: Path, *, ami: AmiSettings | None = None, files: Mapping[str, str] | None = None, **changes: Any
+) -> AsyncIterator[Gateway]:
+    """Run an Asterisk in ``directory`` (its files stay there) until the block ends.
+
+    ``changes`` are fields of `AsteriskSettings`; ``files`` replaces or adds configuration files by name. Raises
+    `prepare.PartMissingError` where there is no Asterisk, `ProcessError` where it doesn't start.
+    """
+    parts = found()
+    if ami is None:
+        ami = AmiSettings(host=LOOPBACK, port=_free_port(socket.SOCK_STREAM), secret=secrets.token_hex(16))
+    gateway = Gateway(parts, directory, private_settings(directory, parts, **changes), ami, files or {})
+    try:
+        await gateway.start()
+        yield gateway
+    finally:
+        await gateway.stop()
+
+
+def _binds(parts: Parts, directory: Path) -> list[tuple[Path, str]]:
+    # Its own /etc/hosts: Asterisk looks up its machine's name, and PJSIP A.ROOT-SERVERS.NET (to learn its address),
+    # with each call; without an answer each of them blocks for five seconds.
+    hosts = [(directory / "hosts", "/etc/hosts")]
+    if parts.asterisk_root:
+        return [*hosts, (directory, INSTANCE)]
+    return hosts if os.geteuid() == 0 else []
+
+
+def _write(directory: Path, settings: AsteriskSettings, ami: AmiSettings, changes: Mapping[str, str]) -> None:
+    for name in DIRECTORIES:
+        (directory / name).mkdir(parents=True, exist_ok=True)
+    names = f"localhost {socket.gethostname()} A.ROOT-SERVERS.NET"
+    (directory / "hosts").write_text(f"127.0.0.1 {names}\n::1 localhost\n", encoding="ascii")
+    rendered: dict[str, str] = importlib.import_module("ast_config.render").render(settings, ami)
+    for name, content in {**rendered, **changes}.items():
+        (directory / "etc" / name).write_text(content, encoding="utf-8")
+
+
+def _free_port(kind: socket.SocketKind, port: int = 0) -> int:
+    with socket.socket(socket.AF_INET, kind) as made:
+        made.bind((LOOPBACK, port))
+        return int(made.getsockname()[1])
+
+
+def _free_sip_port() -> int:
+    for _ in range(100):
+        port = _free_port(socket.SOCK_STREAM)
+        try:
+            return _free_port(socket.SOCK_DGRAM, port)
+        except OSError:
+            continue
+    raise ProcessError("no port is free both for UDP and for TCP")
