@@ -1,0 +1,91 @@
+"""Topics and records of the embedded Kafka, as tests write and read them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+
+from callyard import clients, topics
+from callyard.records import Record
+from callyard.settings import KafkaSettings
+
+
+def environment(settings: KafkaSettings) -> dict[str, str]:
+    """The variables by which a worker process reaches the same Kafka and the same topics."""
+    return {
+        "CALLYARD_KAFKA_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
+        "CALLYARD_KAFKA_TOPIC_PREFIX": settings.topic_prefix,
+        "CALLYARD_KAFKA_PARTITIONS": str(settings.partitions),
+    }
+
+
+async def create_topics(settings: KafkaSettings) -> None:
+    """Create and check all topics of these settings."""
+    async with clients.admin(settings) as admin:
+        await topics.create(admin, settings)
+        await topics.check(admin, settings)
+
+
+async def delete_topics(settings: KafkaSettings) -> None:
+    """Delete all topics of these settings: a broker of a long test run keeps no more than the running test's."""
+    async with clients.admin(settings) as admin:
+        existing = set(await admin.list_topics())
+        await admin.delete_topics([topic.name for topic in topics.topics(settings).all if topic.name in existing])
+
+
+async def send(settings: KafkaSettings, topic: str, *records: tuple[str | bytes | None, Record | bytes]) -> None:
+    """Deliver records (key, value) to a topic, in order, and wait until all are there."""
+    async with clients.producer(settings, "test") as producer:
+        for key, value in records:
+            await send_one(producer, topic, key, value)
+
+
+async def send_one(producer: AIOKafkaProducer, topic: str, key: str | bytes | None, value: Record | bytes) -> None:
+    """Deliver one record."""
+    await producer.send_and_wait(
+        topic,
+        value.encode() if isinstance(value, Record) else value,
+        key=key.encode() if isinstance(key, str) else key,
+    )
+
+
+@asynccontextmanager
+async def reader(settings: KafkaSettings, *names: str) -> AsyncIterator[AIOKafkaConsumer]:
+    """A consumer of these topics from their beginning, in no group."""
+    async with clients.consumer(settings, auto_offset_reset="earliest") as consumer:
+        consumer.assign([TopicPartition(name, number) for name in names for number in range(settings.partitions)])
+        yield consumer
+
+
+async def read(
+    settings: KafkaSettings,
+    *names: str,
+    enough: int | Callable[[list[ConsumerRecord[Any, Any]]], bool] | None = None,
+    timeout: float = 20,
+) -> list[ConsumerRecord[Any, Any]]:
+    """Records of these topics from their beginning, in the order of their timestamps.
+
+    ``enough``: a number of records, or a function of what was read that says whether that is enough; fails when that
+    takes longer than ``timeout`` seconds. None: all that is there now.
+    """
+    found: list[ConsumerRecord[Any, Any]] = []
+    async with reader(settings, *names) as consumer:
+        if enough is None:
+            ends = await consumer.end_offsets(list(consumer.assignment()))
+        deadline = time.monotonic() + timeout
+        while True:
+            if enough is None:
+                positions = {partition: await consumer.position(partition) for partition in ends}
+                if all(positions[partition] >= end for partition, end in ends.items()):
+                    break
+            elif len(found) >= enough if isinstance(enough, int) else enough(found):
+                break
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{names}: not enough within {timeout:g} s: {[r.value for r in found[-5:]]}")
+            for batch in (await consumer.getmany(timeout_ms=100)).values():
+                found.extend(batch)
+    return sorted(found, key=lambda record: (record.timestamp, record.topic, record.partition, record.offset))
