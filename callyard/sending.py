@@ -6,7 +6,9 @@ A `Sender` never loses order within a conference (one producer, same key) and ne
 
 from __future__ import annotations
 
+import asyncio
 import time
+from functools import partial
 from typing import TypeVar
 
 from aiokafka import AIOKafkaProducer
@@ -46,8 +48,23 @@ class Sender:
 
     async def send(self, record: Sent, conference: str) -> None:
         """Deliver one record; returns when all replicas have it. Raises aiokafka's `KafkaError` when that failed."""
-        await self._producer.send_and_wait(self._topic, self._sequence.stamp(record).encode(), key=conference.encode())
-        SENT.labels(self._topic, getattr(record, "type", "?")).inc()
+        await (await self.begin(record, conference))
+
+    async def begin(self, record: Sent, conference: str) -> asyncio.Future[object]:
+        """Hand one record over without waiting for its delivery; those of a conference keep the order of the calls.
+
+        The future ends when all replicas have the record, or with aiokafka's `KafkaError`: the caller must look at it.
+        """
+        stamped = self._sequence.stamp(record)
+        delivery: asyncio.Future[object] = await self._producer.send(
+            self._topic, stamped.encode(), key=conference.encode()
+        )
+        delivery.add_done_callback(partial(self._count, getattr(record, "type", "?")))
+        return delivery
+
+    def _count(self, record_type: str, delivery: asyncio.Future[object]) -> None:
+        if not delivery.cancelled() and delivery.exception() is None:
+            SENT.labels(self._topic, record_type).inc()
 
     async def reject(self, source: str, reason: str, value: bytes, key: bytes | None = None) -> None:
         """Set aside what could not be read; ``source`` says where it came from (``ami``, ``esl``, a topic's name)."""
