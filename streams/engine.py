@@ -1,0 +1,346 @@
+"""The engine: carries out what `streams.partition` plans, in the one order that no crash can hurt.
+
+Faust's agent only pumps events into a bounded queue (`Engine.put`). One task takes whatever waits, without waiting for
+more, and for each partition: plans in memory; writes rows, positions and outbox as one batch to the changelog and
+awaits it; delivers the outputs and awaits them; acknowledges in order. Whatever goes wrong on that way ends the
+process (`Engine.failed`), so that its supervisor restarts it from what the table says: nothing is skipped, nothing is
+swallowed, and memory that may be ahead of the table is never gone on with.
+
+It must never send anything without asking the fence in the same step, and never plan for a generation that is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import structlog
+from aiokafka import AIOKafkaProducer
+from prometheus_client import Counter, Gauge, Histogram
+
+from callyard.records import DeadlinePassed
+from callyard.sending import Sequence as SenderSequence
+from callyard.topics import Topics
+from streams.fence import Fence
+from streams.partition import Group, Input, Partition
+from streams.policy import Policy
+
+log = structlog.get_logger(__name__)
+
+DECIDED = Counter("callyard_decisions", "Inputs decided.", ["type", "outcome"])
+GROUP_SIZE = Histogram("callyard_group_inputs", "Inputs decided as one group.", buckets=(1, 2, 5, 10, 50, 100, 500))
+DELIVERED = Histogram(
+    "callyard_delivered_seconds",
+    "Seconds from taking a group of inputs to the delivery of its outputs.",
+    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2, 10),
+)
+HELD = Gauge("callyard_timers_held", "Timers that wait for inputs written before them.")
+OWNED = Gauge("callyard_partitions_owned", "Partitions that this worker owns.")
+
+ASK_AGAIN_SECONDS = 5.0
+"""A timer that was published and not yet read is published again after this time."""
+
+
+class Event(Protocol):
+    """What the engine needs of a Faust event."""
+
+    message: Any
+
+    def ack(self) -> bool: ...
+
+
+class Kafka(Protocol):
+    """What the engine needs of the Faust application."""
+
+    def generation(self) -> int:
+        """The consumer group's present generation; -1 while it is changing."""
+
+    async def ends(self, topics: Iterable[str], partition: int) -> Mapping[str, int]:
+        """The end offsets of these topics' partition."""
+
+    def keep(self, partition: int, rows: Mapping[bytes, bytes | None]) -> None:
+        """Keep Faust's table in step with rows that were written to its changelog."""
+
+
+class Engine:
+    """Owns the partitions of one worker between two rebalances."""
+
+    def __init__(
+        self,
+        topics: Topics,
+        policy: Policy,
+        kafka: Kafka,
+        producer: AIOKafkaProducer,
+        fence: Fence,
+        worker: str,
+        group_limit: int,
+        tick_seconds: float,
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._topics = topics
+        self._policy = policy
+        self._kafka = kafka
+        self._producer = producer
+        self._fence = fence
+        self._worker = worker
+        self._group_limit = group_limit
+        self._tick_seconds = tick_seconds
+        self._failed = failed
+        self._partitions: dict[int, Partition] = {}
+        self._generation = -1
+        self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue(maxsize=4 * group_limit)
+        self._lock = asyncio.Lock()
+        self._held: dict[int, list[tuple[Event, Mapping[str, int]]]] = {}
+        self._asked: dict[tuple[int, str], tuple[int, float]] = {}
+        self._due_now = asyncio.Event()
+        self._sequence = SenderSequence()
+        self._clock_offset_ms: float | None = None
+
+    # --- what Faust calls -------------------------------------------------------------------------------------------
+
+    async def put(self, event: Event) -> None:
+        """Take an event from Faust's stream; it is acknowledged once all that follows from it is delivered."""
+        await self._queue.put((self._generation, event))
+
+    async def revoke(self) -> None:
+        """A rebalance begins: finish the group under way, then own nothing."""
+        async with self._lock:
+            self._generation = -1
+            self._partitions.clear()
+            self._held.clear()
+            self._asked.clear()
+            while not self._queue.empty():
+                self._queue.get_nowait()
+            OWNED.set(0)
+            HELD.set(0)
+
+    async def recover(self, generation: int, rows: Mapping[int, Sequence[tuple[bytes, bytes]]]) -> None:
+        """Take over partitions with the rows that their changelogs hold, and say what was left unsaid."""
+        async with self._lock:
+            self._partitions.clear()
+            groups = []
+            for number, content in sorted(rows.items()):
+                partition = Partition(number, self._topics, self._policy)
+                partition.load(content)
+                self._partitions[number] = partition
+                groups.append((partition, partition.begin(generation, self._worker)))
+            self._generation = generation
+            if not await self._may_speak(generation):
+                return
+            await self._carry_out(groups)
+            OWNED.set(len(rows))
+            log.info("partitions taken over", partitions=sorted(rows), generation=generation)
+
+    def applied(self) -> Mapping[tuple[str, int], int]:
+        """The last applied offset of each input partition; -1 where nothing was applied yet."""
+        return {
+            (topic.name, number): partition.applied.get(topic.name, -1)
+            for number, partition in self._partitions.items()
+            for topic in self._topics.inputs
+        }
+
+    def skip(self, topic: str, partition: int, offset: int) -> None:
+        """Retention removed inputs before they were applied: go on after ``offset``. Only `recover` may precede this."""
+        self._partitions[partition].applied[topic] = offset
+
+    # --- tasks ------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Decide whatever waits, until cancelled. Any error ends the process by ``failed``."""
+        await self._guarded(self._decide_forever)
+
+    async def keep_time(self) -> None:
+        """Publish deadlines as they come due, until cancelled."""
+        await self._guarded(self._tick_forever)
+
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._failed(error)
+            raise
+
+    async def _decide_forever(self) -> None:
+        while True:
+            waiting = [await self._queue.get()]
+            async with self._lock:
+                while len(waiting) < self._group_limit and not self._queue.empty():
+                    waiting.append(self._queue.get_nowait())
+                if not await self._may_speak(self._generation):
+                    continue  # a rebalance is under way: what was taken comes again
+                await self._decide([event for generation, event in waiting if generation == self._generation])
+
+    async def _may_speak(self, generation: int) -> bool:
+        """Wait for a fresh heartbeat. False: the generation is over, drop everything and await the rebalance."""
+        while self._kafka.generation() == generation:
+            if self._fence.holds:
+                return True
+            await asyncio.sleep(0.02)
+        return False
+
+    # --- one round --------------------------------------------------------------------------------------------------
+
+    async def _decide(self, events: Sequence[Event]) -> None:
+        began = time.monotonic()
+        fresh: dict[int, list[Event]] = {}
+        for event in events:
+            message = event.message
+            fresh.setdefault(message.partition, []).append(event)
+            self._observe_clock(message.timestamp)
+        while True:
+            groups, acks, left = [], [], {}
+            for number in sorted({*fresh, *self._held}):
+                partition = self._partitions.get(number)
+                if partition is None:
+                    continue
+                ready = await self._admit(partition, fresh.get(number, []))
+                group = partition.plan([_input(event) for event in ready])
+                if group.consumed:
+                    groups.append((partition, group))
+                acks += ready[: group.consumed]
+                if group.consumed < len(ready):
+                    left[number] = ready[group.consumed :]
+            if not groups:
+                return
+            await self._carry_out(groups)
+            for event in acks:
+                event.ack()
+            for _, group in groups:
+                GROUP_SIZE.observe(group.consumed)
+                for kind, outcome in group.outcomes:
+                    DECIDED.labels(kind, outcome).inc()
+            DELIVERED.observe(time.monotonic() - began)
+            fresh = left
+            self._wake_for_due()
+
+    async def _admit(self, partition: Partition, events: Sequence[Event]) -> list[Event]:
+        """The events to decide now, in order; timers wait until the inputs before them were applied."""
+        ready: list[Event] = []
+        reached = dict(partition.applied)
+        timers = self._topics.timers.name
+        held = self._held.pop(partition.number, [])
+        for event in events:
+            message = event.message
+            if message.offset <= reached.get(message.topic, -1):
+                event.ack()
+            elif message.topic == timers:
+                inputs = (self._topics.registrations.name, self._topics.calls.name)
+                held.append((event, await self._kafka.ends(inputs, partition.number)))
+                reached[timers] = message.offset
+            else:
+                ready.append(event)
+                reached[message.topic] = message.offset
+        while held and all(reached.get(topic, -1) >= end - 1 for topic, end in held[0][1].items()):
+            event, _ = held.pop(0)
+            if event.message.offset <= partition.applied.get(timers, -1):
+                event.ack()
+            else:
+                ready.append(event)
+        if held:
+            self._held[partition.number] = held
+        HELD.set(sum(map(len, self._held.values())))
+        for event in ready:
+            if event.message.topic == timers and event.message.key is not None:
+                self._asked.pop((partition.number, event.message.key.decode(errors="replace")), None)
+        return ready
+
+    async def _carry_out(self, groups: Sequence[tuple[Partition, Group]]) -> None:
+        """State first: each partition's rows as one batch; only then the outputs."""
+        await _all([await self._send_state(partition.number, group) for partition, group in groups])
+        for partition, group in groups:
+            self._kafka.keep(partition.number, group.rows)
+        deliveries = []
+        for _, group in groups:
+            for output in group.outputs:
+                self._fence.check()
+                deliveries.append(
+                    await self._producer.send(
+                        output.topic,
+                        output.value,
+                        key=output.key,
+                        partition=output.partition,
+                        headers=list(output.headers) or None,
+                    )
+                )
+        await _all(deliveries)
+
+    async def _send_state(self, number: int, group: Group) -> Awaitable[Any]:
+        batch = self._producer.create_batch()
+        for key, value in group.rows.items():
+            if batch.append(key=key, value=value, timestamp=None) is None:
+                raise RuntimeError(
+                    f"partition {number}: a group of {group.consumed} inputs does not fit one batch; it would not be atomic"
+                )
+        self._fence.check()
+        sent: Awaitable[Any] = await self._producer.send_batch(batch, self._topics.changelog.name, partition=number)
+        return sent
+
+    # --- time -------------------------------------------------------------------------------------------------------
+
+    def _observe_clock(self, broker_seconds: float) -> None:
+        # A record arrives after it was stamped, so the greatest difference seen is the closest to the truth, and
+        # never ahead of it. It decays, so that a clock set back is followed.
+        seen = broker_seconds * 1000 - time.time() * 1000
+        if self._clock_offset_ms is None or seen > self._clock_offset_ms:
+            self._clock_offset_ms = seen
+        else:
+            self._clock_offset_ms += 0.01 * (seen - self._clock_offset_ms)
+
+    def _broker_now(self) -> int:
+        return int(time.time() * 1000 + (self._clock_offset_ms or 0))
+
+    def _wake_for_due(self) -> None:
+        now = self._broker_now()
+        for number, partition in self._partitions.items():
+            if any((number, conference) not in self._asked for _, conference in partition.due(now)[:1]):
+                self._due_now.set()
+                return
+
+    async def _tick_forever(self) -> None:
+        while True:
+            try:
+                await asyncio.wait_for(self._due_now.wait(), timeout=self._tick_seconds)
+            except asyncio.TimeoutError:
+                pass
+            self._due_now.clear()
+            await self._publish_due()
+
+    async def _publish_due(self) -> None:
+        generation, deliveries, now = self._generation, [], self._broker_now()
+        if generation < 0 or self._kafka.generation() != generation or not self._fence.holds:
+            return
+        asked_at = time.monotonic()
+        for number, partition in self._partitions.items():
+            for due, conference in partition.due(now):
+                asked = self._asked.get((number, conference))
+                if asked is not None and asked_at - asked[1] < ASK_AGAIN_SECONDS:
+                    continue
+                self._asked[number, conference] = (due, asked_at)
+                record = self._sequence.stamp(DeadlinePassed(sender=self._worker, conference=conference, due_ms=due))
+                deliveries.append((number, conference.encode(), record.encode()))
+        for number, key, value in deliveries:
+            self._fence.check()
+            await self._producer.send_and_wait(self._topics.timers.name, value, key=key, partition=number)
+
+
+async def _all(deliveries: Sequence[Awaitable[Any]]) -> None:
+    """Await deliveries; the first failure is raised after all have ended."""
+    results = await asyncio.gather(*deliveries, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
+def _input(event: Event) -> Input:
+    message = event.message
+    return Input(
+        topic=message.topic,
+        offset=message.offset,
+        broker_ms=round(message.timestamp * 1000),
+        key=message.key,
+        value=message.value,
+    )

@@ -1,0 +1,170 @@
+"""Every place where Faust's insides are mended. Pinned to exact versions; fails loudly when they change.
+
+Each guard answers one finding, measured on a real broker (see docs/architecture.md, "Faust, guarded"):
+
+* **Seek race after recovery.** Source records flow before the seek to the committed offsets has ended, and are then
+  cleared and committed past. `GuardedApp` stops the flow when a rebalance completes; Faust resumes it after the seek.
+* **Seek to the applied position.** aiokafka's ``seek_to_committed`` does nothing where nothing was committed, and what
+  was applied may be ahead of what was committed. `GuardedConsumer.perform_seek` seeks each input to applied + 1.
+* **100 ms tail.** Faust pauses changelog partitions only logically; the first record that the stream writes to one
+  blocks the next fetch from that broker. They are paused in aiokafka itself once recovery is over.
+* **1.5 s waits under load** after a rebalance: ``fetch_max_wait_ms`` is hard-coded.
+* **No fence.** Faust knows of no confirmed heartbeat; the coordinator's is watched (`streams.fence`).
+* **Recovery that ended early** would decide from an old table: the offsets read are compared with the log's end.
+
+What needs no patch is a setting in `streams.worker.make_app`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+import faust
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+
+from streams.fence import Fence, boottime
+
+PINNED = {"faust-streaming": "0.15.3", "aiokafka": "0.14.0", "mode-streaming": "0.7.1"}
+FETCH_MAX_WAIT_MS = 50
+
+
+class GuardError(RuntimeError):
+    """A guard does not fit the installed Faust, or found what it guards against."""
+
+
+def check_versions() -> None:
+    """Raise `GuardError` unless the installed versions are those that the guards were made for."""
+    found = {name: version(name) for name in PINNED}
+    wrong = [f"{name} is {found[name]}, not {wanted}" for name, wanted in PINNED.items() if found[name] != wanted]
+    if wrong:
+        raise GuardError(
+            f"{'; '.join(wrong)}: streams/faust_guards.py was made for the pinned versions; install callyard[stream]"
+        )
+
+
+def _patched(owner: Any, name: str) -> Any:
+    """An attribute that a guard relies on. Raises `GuardError` where it is no longer there."""
+    try:
+        return getattr(owner, name)
+    except AttributeError:
+        raise GuardError(f"{owner!r} has no {name}: the guards don't fit this version") from None
+
+
+class GuardedThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
+    """Faust's consumer thread with a short fetch wait and a watched heartbeat."""
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        _patched(consumer, "_fetch_max_wait_ms")
+        consumer._fetch_max_wait_ms = FETCH_MAX_WAIT_MS  # noqa: SLF001 - no public way; see the module's docstring
+        return consumer
+
+    async def on_start(self) -> None:
+        await super().on_start()
+        self._watch_heartbeat()
+
+    async def subscribe(self, topics: Iterable[str]) -> None:
+        await super().subscribe(topics)
+        # subscribe() exchanges aiokafka's coordinator when it was made without a group.
+        self._watch_heartbeat()
+
+    def _watch_heartbeat(self) -> None:
+        coordinator = _patched(self._ensure_consumer(), "_coordinator")
+        beat: Callable[[], Awaitable[bool]] = _patched(coordinator, "_do_heartbeat")
+        if getattr(beat, "watched", False):
+            return
+        fence: Fence = self.app.fence
+
+        async def watched() -> bool:
+            sent_at = boottime()
+            success = await beat()
+            if success:
+                fence.confirm(sent_at)
+            return success
+
+        watched.watched = True  # type: ignore[attr-defined]
+        coordinator._do_heartbeat = watched  # noqa: SLF001
+
+    def pause_in_client(self, tps: Iterable[TP]) -> Awaitable[None]:
+        """Pause partitions in aiokafka itself, so that nothing of them is fetched."""
+
+        async def pause() -> None:
+            consumer = self._ensure_consumer()
+            assigned = consumer.assignment()
+            consumer.pause(*(tp for tp in map(driver.ensure_aiokafka_TP, tps) if tp in assigned))
+
+        done: Awaitable[None] = self.call_thread(pause)
+        return done
+
+
+class GuardedConsumer(driver.Consumer):  # type: ignore[misc]
+    """Faust's consumer that reads on where the table says, not where the last commit says."""
+
+    def _new_consumer_thread(self) -> Any:
+        return GuardedThread(self, loop=self.loop, beacon=self.beacon)
+
+    async def perform_seek(self) -> None:
+        await super().perform_seek()
+        positions: Mapping[TP, int] = await self.app.next_positions()
+        if not positions:
+            return
+        await self._thread.seek_wait(positions)
+        for tp, offset in positions.items():
+            # Faust takes "nothing read yet" from None, and from the committed offset which acknowledgements count.
+            self._read_offset[tp] = offset or None
+            self._committed_offset[tp] = offset or None
+        changelogs = {tp for tp in self.assignment() if self._is_changelog_tp(tp)}
+        if changelogs:
+            await self._thread.pause_in_client(changelogs)
+
+
+class GuardedTransport(driver.Transport):  # type: ignore[misc]
+    """Faust's transport with the guarded consumer."""
+
+    Consumer = GuardedConsumer
+
+
+class GuardedApp(faust.App):  # type: ignore[misc]
+    """Faust's app with the guards in place.
+
+    ``begin``, ``next_positions`` and ``ready`` are set by the worker: what to do before the group is joined, where each
+    assigned input is to be read on, and what to do once the flow has resumed after a rebalance.
+    """
+
+    begin: Callable[[], Awaitable[None]]
+    next_positions: Callable[[], Awaitable[Mapping[TP, int]]]
+    ready: Callable[[], None]
+
+    def __init__(self, *args: Any, fence: Fence, **kwargs: Any) -> None:
+        check_versions()
+        super().__init__(*args, **kwargs)
+        self.fence = fence
+        self.on_rebalance_complete.connect(self._stop_flow_for_seek, weak=False)
+
+    async def on_start(self) -> None:
+        await super().on_start()
+        await self.begin()
+
+    async def _stop_flow_for_seek(self, *_: Any, **__: Any) -> None:
+        self.consumer.stop_flow()
+        self.flow_control.suspend()
+
+    def on_rebalance_end(self) -> None:
+        super().on_rebalance_end()
+        self.ready()
+
+    def _new_transport(self) -> Any:
+        return GuardedTransport(self.conf.broker_consumer, self)
+
+    async def check_recovered(self, changelogs: Iterable[TP]) -> None:
+        """Raise `GuardError` unless these changelog partitions were read to their end."""
+        tps = set(changelogs)
+        if not tps:
+            return
+        read = _patched(_patched(self.tables, "recovery"), "active_offsets")
+        for tp, end in (await self.consumer.highwaters(*tps)).items():
+            if (end or 0) > 0 and (read[tp] is None or read[tp] < end - 1):
+                raise GuardError(f"{tp.topic}-{tp.partition} was read to {read[tp]}, but ends at {end - 1}")

@@ -1,0 +1,63 @@
+"""Journal entries: what was decided, as bytes, chained by hash for each desk.
+
+One entry for each applied input. Its ``changes`` are whole rows, so that the table is the fold of the journal; its
+``previous_hash`` is the SHA-256 of the desk's entry before it, as the bytes stand in Kafka.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from callyard.records import DialInstruction, InputRecord, JournalEntry, Position
+from streams.decide import Decision
+from streams.desk import Changes, Desk
+from streams.rows import DeskRow, RegistrationRow, StayRow
+
+
+def stamped(instruction: DialInstruction, partition: int, epoch: int) -> DialInstruction:
+    """The instruction with its desk's partition and its owner's epoch."""
+    return instruction.model_copy(update={"partition": partition, "epoch": epoch})
+
+
+def entry(
+    desk: Desk,
+    event: InputRecord,
+    decision: Decision,
+    instructions: tuple[DialInstruction, ...],
+    position: Position,
+    broker_ms: int,
+    epoch: int,
+    policy_digest: str,
+) -> JournalEntry:
+    """The entry of one decision; ``desk`` is as it was before the decision was applied."""
+    return JournalEntry(
+        conference=desk.conference,
+        version=decision.changes.desk.version,
+        previous_hash=desk.row.head,
+        epoch=epoch,
+        position=position,
+        event_type=event.type,
+        broker_ms=broker_ms,
+        now_ms=decision.changes.desk.now_ms,
+        outcome=decision.outcome,
+        why=decision.why,
+        changes=tuple(_described(decision.changes)),
+        instructions=instructions,
+        policy_digest=policy_digest,
+    )
+
+
+def _described(changes: Changes) -> list[dict[str, Any]]:
+    described: list[dict[str, Any]] = [{"set": "registration", **_fields(row)} for row in changes.registrations]
+    described += [{"set": "stay", **_fields(row)} for row in changes.stays]
+    described += [{"forgotten": "registration", "key": key} for key in changes.removed_registrations]
+    described += [{"forgotten": "stay", "key": key} for key in changes.removed_stays]
+    described.append({"set": "desk", **{k: v for k, v in _fields(changes.desk).items() if k != "head"}})
+    if changes.retired:
+        described.append({"forgotten": "desk"})
+    return described
+
+
+def _fields(row: RegistrationRow | StayRow | DeskRow) -> dict[str, Any]:
+    return {k: v for k, v in dataclasses.asdict(row).items() if v is not None}

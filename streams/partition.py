@@ -1,0 +1,282 @@
+"""One partition of the table: its desks, what was applied of each input, and what must still be said.
+
+The order of effects is laid here, without IO, so that tests can crash it between any two of them:
+
+1. `Partition.plan` decides a group of inputs in memory and returns one `Group`: the changed rows, and with them, in
+   the partition's own row, the applied positions and the outbox (the outputs not yet delivered).
+2. The shell writes the group's rows to the changelog as one batch: all of it or nothing. Then it delivers the outputs,
+   then it acknowledges the inputs.
+3. After a crash `Partition.load` takes the rows back; ``applied`` tells where to read on, ``outbox`` what to repeat.
+   Repeated outputs are the same bytes; whoever reads them drops what it has.
+
+So each input has exactly one decision, and no crash loses what it said.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import orjson
+from pydantic import TypeAdapter
+from sortedcontainers import SortedSet
+
+from callyard.records import (
+    CALLS,
+    REGISTRATIONS,
+    TIMERS,
+    EpochBegan,
+    InputRecord,
+    PolicyDeclared,
+    Position,
+    RecordError,
+    digest,
+    parse,
+)
+from callyard.topics import Topics, partition_of
+from streams.decide import decide
+from streams.desk import Desk
+from streams.journal import entry, stamped
+from streams.policy import Policy
+from streams.rows import decode, desk_key, encode, position_key, registration_key, split_key, stay_key
+
+GROUP_BYTES = 3_000_000
+"""A group ends when its rows and outputs have this size: rows and outbox together stay below the largest batch."""
+MAX_REJECTED_BYTES = 500_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Input:
+    """One record of an input topic, as it came."""
+
+    topic: str
+    offset: int
+    broker_ms: int
+    key: bytes | None
+    value: bytes | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Output:
+    """One record to deliver. ``partition`` is always explicit, so that a repetition goes where the first one went."""
+
+    topic: str
+    partition: int
+    key: bytes | None
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Group:
+    """What a group of inputs leads to: rows to write as one batch (None deletes), then outputs to deliver."""
+
+    rows: Mapping[bytes, bytes | None]
+    outputs: tuple[Output, ...]
+    consumed: int
+    """How many of the given inputs it covers."""
+    outcomes: tuple[tuple[str, str], ...] = ()
+    """Event type and outcome of each, for counting."""
+
+
+class GapError(RuntimeError):
+    """Inputs were skipped: going on would lose them. The worker must end and read again."""
+
+
+class Partition:
+    """The state of one owned partition."""
+
+    def __init__(self, number: int, topics: Topics, policy: Policy) -> None:
+        self.number = number
+        self.desks: dict[str, Desk] = {}
+        self.applied: dict[str, int] = {}
+        self.epoch = 0
+        self.outbox: tuple[Output, ...] = ()
+        self._due: SortedSet[tuple[int, str]] = SortedSet()
+        self._due_of: dict[str, int] = {}
+        self._topics = topics
+        self._policy = policy
+        self._policy_digest = policy.digest
+        self._adapters: dict[str, TypeAdapter[Any]] = {
+            topics.registrations.name: REGISTRATIONS,
+            topics.calls.name: CALLS,
+            topics.timers.name: TIMERS,
+        }
+
+    # --- recovery ---------------------------------------------------------------------------------------------------
+
+    def load(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        """Take the partition's rows as the changelog has them. Raises `ValueError` for a row that isn't ours."""
+        for key, value in rows:
+            number, conference, kind, _ = split_key(key)
+            if number != self.number:
+                raise ValueError(f"row {key!r} is of another partition than {self.number}")
+            if kind == "@":
+                self._load_position(value)
+                continue
+            desk = self.desks.setdefault(conference, Desk(conference))
+            desk.load(decode(kind, value))
+        for conference in self.desks:
+            self._index(conference)
+
+    def _load_position(self, value: bytes) -> None:
+        content = orjson.loads(value)
+        self.applied = dict(content["applied"])
+        self.epoch = content["epoch"]
+        self.outbox = tuple(_output(item) for item in content["outbox"])
+
+    def begin(self, generation: int, worker: str) -> Group:
+        """Begin an epoch: what older owners say from now on is void. Call it once after `load`."""
+        self.epoch = max(self.epoch + 1, generation)
+        journal = self._topics.journal.name
+        began = EpochBegan(
+            partition=self.number, epoch=self.epoch, worker=worker, policy_digest=self._policy_digest
+        ).encode()
+        declared = PolicyDeclared(
+            partition=self.number, digest=self._policy_digest, policy=self._policy.as_dict()
+        ).encode()
+        # What an older owner left undelivered is said again first, as it was.
+        outputs = (
+            *self.outbox,
+            Output(journal, self.number, None, began),
+            Output(journal, self.number, None, declared),
+        )
+        return Group({position_key(self.number): self._position(outputs)}, outputs, 0)
+
+    # --- deciding ---------------------------------------------------------------------------------------------------
+
+    def plan(self, inputs: Sequence[Input]) -> Group:
+        """Decide inputs in their order and fold them. Raises `GapError` where one was skipped."""
+        rows: dict[bytes, bytes | None] = {}
+        outputs: list[Output] = []
+        outcomes: list[tuple[str, str]] = []
+        consumed = size = 0
+        for given in inputs:
+            if size > GROUP_BYTES:
+                break
+            applied = self.applied.get(given.topic)
+            if applied is not None and given.offset <= applied:
+                raise GapError(f"{given.topic}-{self.number} offset {given.offset} was applied before")
+            if applied is not None and given.offset != applied + 1:
+                raise GapError(
+                    f"{given.topic}-{self.number}: offset {given.offset} came after {applied}; what is between is missing"
+                )
+            before = len(outputs)
+            outcomes.append(self._one(given, rows, outputs))
+            self.applied[given.topic] = given.offset
+            consumed += 1
+            size += sum(len(output.value) + 200 for output in outputs[before:])
+        rows[position_key(self.number)] = self._position(outputs)
+        return Group(rows, tuple(outputs), consumed, tuple(outcomes))
+
+    def _one(self, given: Input, rows: dict[bytes, bytes | None], outputs: list[Output]) -> tuple[str, str]:
+        try:
+            event = self._read(given)
+        except RecordError as error:
+            outputs.append(self._rejected(given, str(error)))
+            return "unreadable", "rejected"
+        desk = self.desks.get(event.conference)
+        if desk is None:
+            desk = self.desks[event.conference] = Desk(event.conference)
+        decision = decide(desk, event, given.broker_ms, self._policy)
+        instructions = tuple(stamped(one, self.number, self.epoch) for one in decision.instructions)
+        position = Position(topic=given.topic, partition=self.number, offset=given.offset)
+        value = entry(
+            desk, event, decision, instructions, position, given.broker_ms, self.epoch, self._policy_digest
+        ).encode()
+        changes = decision.changes
+        changes = dataclasses.replace(changes, desk=dataclasses.replace(changes.desk, head=digest(value)))
+        desk.apply(changes)
+        for instruction in instructions:
+            key = instruction.gateway_id.encode()
+            dials = self._topics.dials
+            outputs.append(Output(dials.name, partition_of(key, dials.partitions), key, instruction.encode()))
+        outputs.append(Output(self._topics.journal.name, self.number, desk.conference.encode(), value))
+        number, conference = self.number, desk.conference
+        for registration in changes.registrations:
+            rows[registration_key(number, conference, registration.key)] = encode(registration)
+        for stay in changes.stays:
+            rows[stay_key(number, conference, stay.key)] = encode(stay)
+        for key_ in changes.removed_registrations:
+            rows[registration_key(number, conference, key_)] = None
+        for key_ in changes.removed_stays:
+            rows[stay_key(number, conference, key_)] = None
+        rows[desk_key(number, conference)] = None if changes.retired else encode(changes.desk)
+        if changes.retired:
+            del self.desks[conference]
+        self._index(conference)
+        return event.type, decision.outcome
+
+    def _read(self, given: Input) -> InputRecord:
+        event: InputRecord = parse(self._adapters[given.topic], given.value)
+        key = event.conference.encode()
+        if given.key != key:
+            raise RecordError(f"the record's key {given.key!r} must be its conference, {event.conference!r}")
+        wanted = partition_of(key, self._topics.registrations.partitions)
+        if wanted != self.number:
+            raise RecordError(
+                f"conference {event.conference} belongs to partition {wanted}, not {self.number}: the sender must use"
+                " Kafka's default partitioner (murmur2)"
+            )
+        return event
+
+    def _rejected(self, given: Input, reason: str) -> Output:
+        position = f"{given.topic}-{self.number}@{given.offset}"
+        headers = (
+            ("callyard-source", given.topic.encode()),
+            ("callyard-position", position.encode()),
+            ("callyard-reason", reason.encode(errors="replace")[:2000]),
+        )
+        rejected = self._topics.rejected
+        value = (given.value or b"")[:MAX_REJECTED_BYTES]
+        return Output(rejected.name, self.number % rejected.partitions, given.key, value, headers)
+
+    # --- time -------------------------------------------------------------------------------------------------------
+
+    def due(self, now: int) -> list[tuple[int, str]]:
+        """The desks that time alone changes by ``now``: when, and their conference numbers."""
+        found = []
+        for when, conference in self._due:
+            if when > now:
+                break
+            found.append((when, conference))
+        return found
+
+    def _index(self, conference: str) -> None:
+        old = self._due_of.pop(conference, None)
+        if old is not None:
+            self._due.discard((old, conference))
+        desk = self.desks.get(conference)
+        new = None if desk is None else desk.next_due_ms(self._policy.stub_retention_ms)
+        if new is not None:
+            self._due.add((new, conference))
+            self._due_of[conference] = new
+
+    def _position(self, outputs: Iterable[Output]) -> bytes:
+        content = {"applied": self.applied, "epoch": self.epoch, "outbox": [_item(output) for output in outputs]}
+        return orjson.dumps(content)
+
+
+def _item(output: Output) -> dict[str, Any]:
+    item: dict[str, Any] = {"t": output.topic, "p": output.partition}
+    if output.key is not None:
+        item["k"] = base64.b64encode(output.key).decode()
+    try:
+        item["v"] = output.value.decode()
+    except UnicodeDecodeError:
+        item["b"] = base64.b64encode(output.value).decode()
+    if output.headers:
+        item["h"] = [[name, base64.b64encode(value).decode()] for name, value in output.headers]
+    return item
+
+
+def _output(item: dict[str, Any]) -> Output:
+    return Output(
+        topic=item["t"],
+        partition=item["p"],
+        key=base64.b64decode(item["k"]) if "k" in item else None,
+        value=base64.b64decode(item["b"]) if "b" in item else item["v"].encode(),
+        headers=tuple((name, base64.b64decode(value)) for name, value in item.get("h", ())),
+    )

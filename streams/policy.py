@@ -1,0 +1,65 @@
+"""The policy: every setting that decides. Frozen, journalled whole, and named by its digest in each journal entry.
+
+Two workers with different policies would decide differently, so a decision can be replayed only with the policy it was
+made under. All times are milliseconds of the broker's clock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import orjson
+
+from callyard.records import digest
+from callyard.settings import PolicySettings
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Policy:
+    """What `streams.decide.decide` goes by, beside desk, event and time."""
+
+    registration_lease_ms: int
+    call_lease_ms: int
+    instruction_deadline_ms: int
+    attempts: int
+    backoff_ms: int
+    backoff_max_ms: int
+    ended_retention_ms: int
+    stub_retention_ms: int
+    fan_out: int
+    allowed_nodes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, settings: PolicySettings) -> Policy:
+        """The policy that these settings ask for."""
+
+        def ms(seconds: float) -> int:
+            return round(seconds * 1000)
+
+        return cls(
+            registration_lease_ms=ms(settings.registration_lease_seconds),
+            call_lease_ms=ms(settings.call_lease_seconds),
+            instruction_deadline_ms=ms(settings.instruction_deadline_seconds),
+            attempts=settings.attempts,
+            backoff_ms=ms(settings.backoff_seconds),
+            backoff_max_ms=ms(settings.backoff_max_seconds),
+            ended_retention_ms=ms(settings.ended_retention_seconds),
+            stub_retention_ms=ms(settings.stub_retention_seconds),
+            fan_out=settings.fan_out,
+            allowed_nodes=tuple(sorted(host.strip() for host in settings.allowed_nodes.split(",") if host.strip())),
+        )
+
+    def as_dict(self) -> dict[str, object]:
+        """The policy as it is journalled."""
+        return dataclasses.asdict(self)
+
+    @property
+    def digest(self) -> str:
+        """Names this policy: the first 16 hexadecimal digits of the SHA-256 of its canonical JSON."""
+        return digest(orjson.dumps(self.as_dict(), option=orjson.OPT_SORT_KEYS))[:16]
+
+    def backoff_after(self, failures: int) -> int:
+        """Milliseconds to wait after this many failed dials in a row to the same registration."""
+        if failures >= self.attempts:
+            return self.backoff_max_ms
+        return min(self.backoff_max_ms, int(self.backoff_ms * 2 ** max(0, failures - 1)))

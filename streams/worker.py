@@ -1,0 +1,246 @@
+"""The composition root of a stream worker: settings → Faust app, engine, fence.
+
+Faust brings the consumer group, the table's changelog and its recovery; the engine does everything that has an effect.
+The worker ends (exit status 70) at whatever it did not foresee: its supervisor restarts it, and the table tells where
+to go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
+
+import faust
+import structlog
+import uvloop
+from faust.types import TP
+from prometheus_client import Counter
+
+from callyard import clients, topics
+from callyard.settings import KafkaSettings, Loaded, PolicySettings, SecurityProtocol, StreamSettings
+from callyard.topics import DESK_TABLE, Topics, stream_id
+from streams.engine import Engine
+from streams.faust_guards import GuardedApp
+from streams.fence import Fence
+from streams.policy import Policy
+from streams.rows import split_key
+
+log = structlog.get_logger(__name__)
+
+SKIPPED = Counter("callyard_inputs_removed", "Inputs that retention removed before they were decided.", ["topic"])
+EXIT_FAILED = 70
+BATCH_BYTES = topics.CHANGELOG_MAX_BYTES - 100_000
+
+
+def end_process(error: BaseException) -> NoReturn:
+    """End at once: what is in memory may be ahead of the table, so nothing more may be said or acknowledged."""
+    log.critical("the stream worker ends", error=repr(error), exc_info=error)
+    sys.stderr.flush()
+    os._exit(EXIT_FAILED)
+
+
+def make_app(settings: Loaded, fence: Fence) -> GuardedApp:
+    """Faust as it has to be set; each setting that isn't Faust's default has its reason."""
+    kafka, stream = settings[KafkaSettings], settings[StreamSettings]
+    servers = ";".join(f"kafka://{server.strip()}" for server in kafka.bootstrap_servers.split(","))
+    return GuardedApp(
+        stream_id(kafka),
+        fence=fence,
+        broker=servers,
+        broker_credentials=_credentials(kafka),
+        datadir=tempfile.gettempdir(),  # the memory store writes nothing
+        store="memory://",
+        processing_guarantee="at_least_once",  # exactly_once bypasses outputs and crashes a second worker
+        topic_partitions=kafka.partitions,
+        topic_allow_declare=False,  # 'callyard topics' makes them
+        topic_disable_leader=True,
+        web_enabled=False,  # it would listen on 0.0.0.0
+        stream_wait_empty=False,  # the engine finishes its group itself; waiting would hang a rebalance
+        stream_recovery_delay=0.0,
+        broker_session_timeout=stream.session_seconds,
+        broker_heartbeat_interval=min(0.5, stream.session_seconds / 6),
+        broker_rebalance_timeout=max(30.0, 2 * stream.session_seconds),
+        broker_request_timeout=max(15.0, 2 * stream.session_seconds),
+        broker_commit_interval=1.0,
+        consumer_auto_offset_reset="earliest",  # what was written before the first worker ran is read
+        autodiscover=False,
+        origin="streams",
+    )
+
+
+def _credentials(kafka: KafkaSettings) -> Any:
+    tls = kafka.security_protocol in (SecurityProtocol.SSL, SecurityProtocol.SASL_SSL)
+    context = clients.ssl_context(kafka) if tls else None
+    if kafka.security_protocol in (SecurityProtocol.SASL_PLAINTEXT, SecurityProtocol.SASL_SSL):
+        arguments = clients.connection(kafka)  # checks that user and password are there
+        return faust.SASLCredentials(
+            username=arguments["sasl_plain_username"],
+            password=arguments["sasl_plain_password"],
+            mechanism=kafka.sasl_mechanism,
+            ssl_context=context,
+        )
+    return faust.SSLCredentials(context=context) if context is not None else None
+
+
+class Worker:
+    """One stream worker."""
+
+    def __init__(self, settings: Loaded) -> None:
+        self.kafka = settings[KafkaSettings]
+        self.topics: Topics = topics.topics(self.kafka)
+        self.fence = Fence(settings[StreamSettings].session_seconds)
+        self.app = make_app(settings, self.fence)
+        self.name = f"stream:{socket.gethostname()}:{os.getpid()}"
+        self._settings = settings
+        self._resources = contextlib.AsyncExitStack()
+        self._tasks: list[asyncio.Task[None]] = []
+        names = [topic.name for topic in self.topics.inputs]
+        inputs = self.app.topic(*names, key_type=bytes, value_type=bytes, allow_empty=True)
+        self.table = self.app.Table(
+            DESK_TABLE, key_type=bytes, value_type=bytes, partitions=self.kafka.partitions, on_recover=self._on_recover
+        )
+        self.app.agent(inputs, name="desks", concurrency=1)(self._pump)
+        self._assigned_in = -1
+        self.app.on_partitions_revoked.connect(self._on_revoked, weak=False)
+        self.app.on_partitions_assigned.connect(self._on_assigned, weak=False)
+        self.app.on_before_shutdown.connect(self._on_shutdown, weak=False)
+        self.app.begin = self._begin
+        self.app.next_positions = self._next_positions
+        self.app.ready = self._on_ready
+
+    # --- what Faust calls -------------------------------------------------------------------------------------------
+
+    async def _begin(self) -> None:
+        """Before Faust joins the group: the producer and the engine."""
+        stream = self._settings[StreamSettings]
+        producer = await self._resources.enter_async_context(
+            clients.producer(self.kafka, self.name, max_batch_size=BATCH_BYTES, max_request_size=BATCH_BYTES + 50_000)
+        )
+        self.engine = Engine(
+            topics=self.topics,
+            policy=Policy.of(self._settings[PolicySettings]),
+            kafka=self,
+            producer=producer,
+            fence=self.fence,
+            worker=self.name,
+            group_limit=stream.group_limit,
+            tick_seconds=stream.tick_seconds,
+            failed=end_process,
+        )
+        self._tasks = [
+            asyncio.create_task(self.engine.run(), name="engine"),
+            asyncio.create_task(self.engine.keep_time(), name="timers"),
+        ]
+
+    async def _pump(self, stream: faust.types.StreamT[bytes]) -> None:
+        async for event in stream.noack().events():
+            await self.engine.put(event)
+
+    async def _on_revoked(self, *_: Any, **__: Any) -> None:
+        await self.engine.revoke()
+
+    async def _on_assigned(self, *_: Any, **__: Any) -> None:
+        self._assigned_in = self.app.rebalancing_count
+
+    async def _on_recover(self) -> None:
+        # Faust awaits this callback but ignores what it raises.
+        try:
+            tps = {tp for tp in self.app.consumer.assignment() if tp.topic == self.topics.changelog.name}
+            await self.app.check_recovered(tps)
+            await self.engine.recover(self.generation(), self._rows({tp.partition for tp in tps}))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the worker can't go on
+            end_process(error)
+
+    async def _next_positions(self) -> Mapping[TP, int]:
+        """Where each assigned input is read on: after what was applied, or where the log begins."""
+        try:
+            return await self._positions()
+        except Exception as error:  # noqa: BLE001 - as above
+            end_process(error)
+
+    async def _positions(self) -> Mapping[TP, int]:
+        inputs = {topic.name for topic in self.topics.inputs}
+        assigned = {tp for tp in self.app.consumer.assignment() if tp.topic in inputs}
+        applied = self.engine.applied()
+        known = {tp for tp in assigned if (tp.topic, tp.partition) in applied}
+        if not known:
+            return {}
+        positions = {}
+        for tp, begin in (await self.app.consumer.earliest_offsets(*known)).items():
+            following = applied[tp.topic, tp.partition] + 1
+            first = begin or 0
+            if first > following:
+                # Retention is far longer than any outage; a topic that was deleted and made anew ends here, too.
+                if following > 0:
+                    log.error("inputs were removed before they were decided", topic=tp.topic, partition=tp.partition,
+                              first_missing=following, next_present=first)  # fmt: skip
+                    SKIPPED.labels(tp.topic).inc(first - following)
+                self.engine.skip(tp.topic, tp.partition, first - 1)
+            positions[TP(tp.topic, tp.partition)] = max(first, following)
+        return positions
+
+    def _on_ready(self) -> None:
+        log.info("ready", partitions=len({tp.partition for tp in self.app.consumer.assignment()}))
+
+    async def _on_shutdown(self, *_: Any, **__: Any) -> None:
+        await self.engine.revoke()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._resources.aclose()
+
+    # --- what the engine asks ---------------------------------------------------------------------------------------
+
+    def generation(self) -> int:
+        # A rebalance is counted the moment it begins; the assignment that ends it is what may be spoken for.
+        return self.app.consumer_generation_id if self._assigned_in == self.app.rebalancing_count else -1
+
+    async def ends(self, names: Iterable[str], partition: int) -> Mapping[str, int]:
+        tps = [TP(name, partition) for name in names]
+        return {tp.topic: end or 0 for tp, end in (await self.app.consumer.highwaters(*tps)).items()}
+
+    def keep(self, partition: int, rows: Mapping[bytes, bytes | None]) -> None:
+        data = self.table.data
+        for key, value in rows.items():
+            if value is None:
+                data.pop(key, None)
+            else:
+                data[key] = value
+
+    def _rows(self, partitions: set[int]) -> dict[int, list[tuple[bytes, bytes]]]:
+        """The table's rows by owned partition; what is left of other partitions is removed."""
+        rows: dict[int, list[tuple[bytes, bytes]]] = {number: [] for number in partitions}
+        foreign = []
+        for key, value in self.table.data.items():
+            number = split_key(key)[0]
+            if number in rows:
+                rows[number].append((key, value))
+            else:
+                foreign.append(key)
+        for key in foreign:
+            self.table.data.pop(key, None)
+        return rows
+
+
+async def _check(settings: Loaded) -> None:
+    kafka = settings[KafkaSettings]
+    async with clients.admin(kafka) as admin:
+        await topics.check(admin, kafka)
+
+
+def run(settings: Loaded) -> None:
+    """Run a stream worker until SIGTERM or SIGINT. Raises what `topics.check` raises; other errors end the process."""
+    uvloop.install()
+    asyncio.run(_check(settings))
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    worker = Worker(settings)
+    faust.Worker(
+        worker.app, loop=loop, quiet=True, redirect_stdouts=False, override_logging=False, loglevel="WARN"
+    ).execute_from_commandline()

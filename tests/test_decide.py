@@ -1,0 +1,308 @@
+"""What one desk decides, event by event: every transition that an operator could ask about."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import product
+
+import pytest
+
+from callyard.records import InputRecord
+from callyard.settings import PolicySettings
+from streams.decide import Decision, decide
+from streams.desk import Desk
+from streams.policy import Policy
+from streams.rows import RegistrationState, StayState
+from streams.transitions import (
+    CALL_EVENTS,
+    REGISTRATION_EVENTS,
+    REGISTRATIONS,
+    STAYS,
+    Known,
+    registration_step,
+    stay_step,
+)
+from tests.support.events import (
+    CONFERENCE,
+    alive,
+    connected,
+    failed,
+    left,
+    parked,
+    registered,
+    started,
+    timer,
+    unregistered,
+)
+
+POLICY = Policy.of(PolicySettings())
+
+
+class Story:
+    """A desk and its time: each call applies one event and checks the invariants."""
+
+    def __init__(self, policy: Policy = POLICY) -> None:
+        self.desk = Desk(CONFERENCE)
+        self.policy = policy
+        self.now = 1_000_000
+
+    def __call__(self, event: InputRecord, after: int = 10) -> Decision:
+        self.now += after
+        before = (self.desk.row, dict(self.desk.stays), dict(self.desk.registrations))
+        decision = decide(self.desk, event, self.now, self.policy)
+        assert before == (self.desk.row, self.desk.stays, self.desk.registrations), "decide changed the desk"
+        assert decide(self.desk, event, self.now, self.policy) == decision, "decide is not repeatable"
+        self.desk.apply(decision.changes)
+        self.desk.check()
+        return decision
+
+    def stay(self, call: str = "1") -> StayState:
+        return self.desk.stays[f"gw-1/{call}"].state
+
+
+def dialled(decision: Decision) -> list[tuple[str, int, str]]:
+    return [(i.call_id.split("/")[1], i.attempt, i.node_id) for i in decision.instructions]
+
+
+def test_every_state_has_an_entry_for_every_event() -> None:
+    for state, event in product([*Known, *StayState], CALL_EVENTS):
+        stay_step(state, event)
+    for registration, event in product([Known.NOTHING, *RegistrationState], REGISTRATION_EVENTS):
+        registration_step(registration, event)
+    assert set(STAYS) == {*Known, *StayState}
+    assert set(REGISTRATIONS) == {Known.NOTHING, *RegistrationState}
+
+
+def test_a_caller_who_waits_is_dialled_the_moment_the_conference_starts() -> None:
+    story = Story()
+    assert story(parked()).outcome == "parked"
+    assert dialled(story(registered())) == [("1", 1, "node-1")]
+    assert story(started()).outcome == "dialing"
+    assert story(connected()).outcome == "connected"
+    assert story(left(reason="conference-left")).outcome == "left"
+
+
+def test_a_caller_who_comes_later_is_dialled_at_once() -> None:
+    story = Story()
+    story(registered())
+    assert dialled(story(parked())) == [("1", 1, "node-1")]
+
+
+def test_the_longest_waiting_is_dialled_first() -> None:
+    story = Story()
+    for call in ("3", "1", "2"):
+        story(parked(call))
+    assert dialled(story(registered())) == [("3", 1, "node-1"), ("1", 1, "node-1"), ("2", 1, "node-1")]
+
+
+@pytest.mark.parametrize(
+    "again", [registered(), parked(), alive(), started(), alive(state="dialing", attempt=1)], ids=lambda e: e.type
+)
+def test_a_repeated_event_dials_nobody_twice(again: InputRecord) -> None:
+    story = Story()
+    story(parked())
+    story(registered())
+    assert dialled(story(again)) == []
+    assert story.stay() is StayState.DIALING
+
+
+def test_unregistering_one_instance_leaves_the_other() -> None:
+    story = Story()
+    story(registered("old"))
+    story(registered("new"))
+    story(unregistered("old"))
+    assert dialled(story(parked())) == [("1", 1, "node-1")]
+
+
+def test_the_newest_registration_is_the_target_and_then_the_next() -> None:
+    story = Story()
+    story(registered("a", "node-1"))
+    story(registered("b", "node-2"))
+    story(registered("a", "node-1"))  # a renewal does not make it newer
+    assert dialled(story(parked("1"))) == [("1", 1, "node-2")]
+    story(unregistered("b", "node-2"))
+    assert dialled(story(parked("2"))) == [("2", 1, "node-1")]
+
+
+def test_an_ended_instance_never_comes_back_but_a_lost_one_does() -> None:
+    story = Story()
+    story(registered("a"))
+    story(unregistered("a", reason="ended"))
+    assert story(registered("a")).outcome == "stale"
+    assert dialled(story(parked())) == []
+    story(registered("b"))
+    story(unregistered("b", reason="lost"))
+    assert story(registered("b")).outcome == "revived"
+    assert dialled(story(parked("2"))) == [("2", 1, "node-1")]
+
+
+def test_the_end_of_an_instance_that_comes_before_its_beginning_counts() -> None:
+    story = Story()
+    story(parked())
+    story(unregistered("a"))
+    assert dialled(story(registered("a"))) == []
+
+
+def test_a_lapsed_registration_is_no_target_until_it_is_renewed() -> None:
+    story = Story()
+    story(registered())
+    assert dialled(story(parked("1"), after=POLICY.registration_lease_ms)) == []
+    assert story(timer()).outcome == "time"
+    assert story.desk.target(story.now) is None
+    assert dialled(story(registered())) == [("1", 1, "node-1")]
+
+
+def test_a_failed_dial_is_tried_again_after_its_backoff() -> None:
+    story = Story()
+    story(registered())
+    story(parked())
+    assert dialled(story(failed(attempt=1))) == []
+    assert dialled(story(timer(), after=POLICY.backoff_ms - 100)) == []
+    assert story(registered()).outcome == "renewed"
+    assert dialled(story(timer(), after=200)) == [("1", 2, "node-1")]
+
+
+def test_a_failed_dial_goes_to_another_registration_at_once() -> None:
+    story = Story()
+    story(registered("a", "node-1"))
+    story(parked())
+    story(failed(attempt=1))
+    assert dialled(story(registered("b", "node-2"))) == [("1", 2, "node-2")]
+
+
+def test_a_failed_dial_without_a_registration_waits() -> None:
+    story = Story()
+    story(registered())
+    story(parked())
+    story(unregistered())
+    story(failed(attempt=1))
+    assert dialled(story(timer(), after=5000)) == []
+    assert story.stay() is StayState.PARKED
+    assert dialled(story(registered("b"))) == [("1", 2, "node-1")]
+
+
+def test_attempts_slow_down_but_never_end_beside_a_running_conference() -> None:
+    story = Story()
+    story(registered())
+    story(parked())
+    attempts = [1]
+    for _ in range(POLICY.attempts + 3):
+        story(failed(attempt=attempts[-1]))
+        story(registered(), after=POLICY.backoff_max_ms)  # renewed meanwhile
+        attempts += [attempt for _, attempt, _ in dialled(story(timer()))]
+    assert attempts == list(range(1, POLICY.attempts + 5))
+
+
+def test_an_instruction_without_an_outcome_is_issued_again() -> None:
+    story = Story()
+    story(registered())
+    story(parked())
+    story(registered(), after=POLICY.instruction_deadline_ms - 100)
+    assert dialled(story(timer(), after=0)) == []
+    assert dialled(story(timer(), after=200)) == [("1", 2, "node-1")]
+    assert story(connected(attempt=1)).outcome == "connected"
+    assert dialled(story(timer(), after=POLICY.instruction_deadline_ms)) == []
+
+
+def test_a_new_stay_begins_anew() -> None:
+    story = Story()
+    story(registered())
+    story(parked(stay=1))
+    assert story(connected()).outcome == "connected"
+    assert dialled(story(parked(stay=2))) == [("1", 1, "node-1")]
+    assert story(connected(stay=1)).outcome == "stale"
+    assert story(left(stay=1)).outcome == "stale"
+    assert story.stay() is StayState.DIALING
+
+
+@pytest.mark.parametrize("moment", [[], [started()], [started(), connected()], [failed()]], ids=len)
+def test_who_hung_up_is_never_dialled_again(moment: list[InputRecord]) -> None:
+    story = Story()
+    story(registered())
+    story(parked())
+    for event in moment:
+        story(event)
+    story(left())
+    for event in (parked(), alive(), failed(attempt=1), timer(), registered("b", "node-2")):
+        assert dialled(story(event, after=20_000)) == []
+    assert story.stay() is StayState.LEFT
+
+
+def test_silence_lapses_a_call_and_a_word_revives_it() -> None:
+    story = Story()
+    story(parked())
+    story(timer(), after=POLICY.call_lease_ms)
+    assert story.stay() is StayState.LAPSED
+    assert dialled(story(registered())) == []
+    assert dialled(story(alive())) == [("1", 1, "node-1")]
+
+
+def test_a_call_that_its_gateway_wrote_off_is_revived_by_it() -> None:
+    story = Story()
+    story(parked())
+    story(left(reason="gone"))
+    story(registered())
+    assert story.stay() is StayState.GONE
+    assert dialled(story(parked())) == [("1", 1, "node-1")]
+
+
+def test_a_talking_caller_stays_connected_whatever_is_repeated() -> None:
+    story = Story()
+    story(registered())
+    story(parked())
+    story(connected())
+    for event in (parked(), started(), failed(), connected(), alive(state="connected", attempt=1), registered()):
+        assert dialled(story(event)) == []
+    assert story.stay() is StayState.CONNECTED
+
+
+def test_a_talking_caller_that_the_desk_never_knew_is_adopted_and_left_alone() -> None:
+    story = Story()
+    story(registered())
+    assert story(alive(state="connected", attempt=3)).outcome == "adopted"
+    assert story.stay() is StayState.CONNECTED
+    assert story(left(reason="conference-left")).outcome == "left"
+
+
+def test_a_herd_is_dialled_in_bounded_steps_and_completely() -> None:
+    story = Story(dataclasses.replace(POLICY, fan_out=10))
+    for call in range(35):
+        story(parked(str(call)))
+    seen = [call for call, _, _ in dialled(story(registered()))]
+    assert len(seen) == 10
+    while story.desk.row.overflow:
+        assert story.desk.next_due_ms(story.policy.stub_retention_ms) == story.desk.row.now_ms
+        seen += [call for call, _, _ in dialled(story(timer()))]
+    assert sorted(seen, key=int) == [str(call) for call in range(35)]
+
+
+def test_a_node_that_is_not_allowed_is_never_a_target() -> None:
+    story = Story(dataclasses.replace(POLICY, allowed_nodes=("192.0.2.1",)))
+    assert story(registered("x", "node-9")).outcome == "refused"
+    assert dialled(story(parked())) == []
+    assert dialled(story(registered("a", "node-1"))) == [("1", 1, "node-1")]
+
+
+def test_time_never_goes_back() -> None:
+    story = Story()
+    story(registered())
+    story(parked(), after=-5000)
+    assert story.desk.row.now_ms == 1_000_010
+
+
+def test_an_ended_desk_shrinks_to_a_stub_and_is_forgotten_in_the_end() -> None:
+    story = Story()
+    story(registered())
+    story(parked())
+    story(left())
+    story(unregistered())
+    story(timer(), after=POLICY.ended_retention_ms)
+    assert story.desk.empty
+    assert story.desk.row.version == 5
+    assert story(timer(), after=POLICY.stub_retention_ms).outcome == "retired"
+
+
+def test_a_timer_too_early_changes_nothing() -> None:
+    story = Story()
+    story(registered())
+    assert story(timer()).outcome == "early"
