@@ -1,0 +1,222 @@
+"""Keeps Kafka told of this node's registrations: for each instance the newest state, and nothing older.
+
+Why it is apart from the event socket: FreeSWITCH must be read at full speed whatever Kafka does. `Publisher.offer`
+returns at once and only notes an instance's newest state; so what waits is bounded by the conferences that run or
+that Kafka was told of, however long Kafka is away. What Kafka was never told of is not unregistered either.
+
+Order: an instance has one record in flight; different instances are handed over in the order of their changes without
+waiting for each other, which one idempotent producer keeps within a partition. So a burst goes out as a few requests,
+and records of one conference don't overtake each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from functools import partial
+from typing import NamedTuple, Protocol, TextIO
+
+import structlog
+from aiokafka.errors import KafkaError, KafkaTimeoutError
+from prometheus_client import Gauge, Histogram
+
+from callyard.errors import CommandError
+from callyard.records import ConferenceRegistered, ConferenceUnregistered, Sent, Source
+from callyard.sending import Sequence
+from callyard.settings import NodeSettings
+from fs_hooks.conferences import Change, Conference, Opened
+
+log = structlog.get_logger(__name__)
+
+WAITING = Gauge("callyard_hook_waiting", "Instances whose newest state Kafka has not acknowledged yet.")
+DELIVERY_SECONDS = Histogram(
+    "callyard_hook_delivery_seconds",
+    "From reading an event, or a snapshot's answer, to Kafka's acknowledgement of what it changed.",
+    buckets=(0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5, 30),
+)
+
+STALL_SECONDS = 2.0
+"""A delivery that takes longer than this is told to operators: some hundred times what it should take."""
+RETRY_SECONDS = 0.5
+
+
+class Outlet(Protocol):
+    """Where records go: `callyard.sending.Sender`, or `Printer`."""
+
+    async def begin(self, record: Sent, conference: str) -> asyncio.Future[object]:
+        """Hand a record over; the future ends with its delivery, or with a `KafkaError`."""
+
+
+class Printer:
+    """Prints each record as a line of JSON instead of sending it."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = sys.stdout if out is None else out
+        self._sequence = Sequence()
+
+    async def begin(self, record: Sent, conference: str) -> asyncio.Future[object]:  # noqa: ARG002 - the outlet's form
+        """Print it."""
+        self._out.write(self._sequence.stamp(record).encode().decode() + "\n")
+        self._out.flush()
+        done: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+
+class _Said(NamedTuple):
+    change: Change
+    at: float
+    """Monotonic time of what caused it."""
+    renewal: bool = False
+
+
+class Publisher:
+    """Tells Kafka what changed."""
+
+    def __init__(self, outlet: Outlet, node: NodeSettings) -> None:
+        self._outlet = outlet
+        self._node = node
+        self._waiting: dict[str, _Said] = {}
+        self._in_flight: dict[str, _Said] = {}
+        self._told: set[str] = set()
+        self._wake = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._settled.set()
+        self._not_before = 0.0
+        self._stalled_since: float | None = None
+        self._fatal: BaseException | None = None
+
+    def offer(self, change: Change, at: float) -> None:
+        """Note a change; ``at`` is the monotonic time (seconds) of what caused it. Returns at once."""
+        self._note(_Said(change, at))
+
+    def renew(self, conference: Conference) -> None:
+        """Renew a registration's lease, unless something newer is on its way."""
+        if conference.instance_id not in self._waiting and conference.instance_id not in self._in_flight:
+            self._note(_Said(Opened(conference), time.monotonic(), renewal=True))
+
+    async def settled(self) -> None:
+        """Wait until nothing waits for Kafka."""
+        await self._settled.wait()
+
+    async def run(self) -> None:
+        """Hand over what waits, for ever. Raises `CommandError` when Kafka refuses for good."""
+        while True:
+            self._wake.clear()
+            await self._hand_over()
+            if self._fatal is not None:
+                raise CommandError(f"Kafka refuses this hook's records for good: {self._fatal!r}") from self._fatal
+            try:
+                await asyncio.wait_for(self._wake.wait(), self._pause())
+            except asyncio.TimeoutError:
+                self._look_for_stall()
+
+    async def drain(self, seconds: float) -> None:
+        """Give what still waits this long to be delivered; `run` must have ended. Says what was left."""
+        await self._hand_over()
+        try:
+            await asyncio.wait_for(self._settled.wait(), seconds)
+        except asyncio.TimeoutError:
+            log.warning("ended before Kafka took everything", waiting=self._count())
+
+    def _note(self, said: _Said) -> None:
+        instance = said.change.conference.instance_id
+        if not isinstance(said.change, Opened) and instance not in self._told:
+            self._waiting.pop(instance, None)
+        else:
+            # Taken out first, so that the order of hand-over is that of the newest changes.
+            self._waiting.pop(instance, None)
+            self._waiting[instance] = said
+        self._changed()
+        self._wake.set()
+
+    async def _hand_over(self) -> None:
+        for instance in [i for i in self._waiting if i not in self._in_flight]:
+            if time.monotonic() < self._not_before:
+                return
+            said = self._waiting.pop(instance, None)
+            if said is None:  # taken back while an earlier hand-over waited
+                continue
+            self._in_flight[instance] = said
+            if isinstance(said.change, Opened):
+                self._told.add(instance)
+            try:
+                delivery = await self._outlet.begin(self._record(said.change), said.change.conference.number)
+            except KafkaError as error:
+                self._failed(instance, said, error)
+            else:
+                delivery.add_done_callback(partial(self._ended, instance, said))
+
+    def _ended(self, instance: str, said: _Said, delivery: asyncio.Future[object]) -> None:
+        error = None if delivery.cancelled() else delivery.exception()
+        if delivery.cancelled() or error is not None:
+            self._failed(instance, said, error or asyncio.CancelledError())
+            return
+        del self._in_flight[instance]
+        conference, seconds = said.change.conference, time.monotonic() - said.at
+        if not isinstance(said.change, Opened):
+            self._told.discard(instance)
+            log.info("conference unregistered", conference=conference.number, instance_id=instance,
+                     reason=said.change.reason.value, seconds=round(seconds, 4))  # fmt: skip
+        elif not said.renewal:
+            log.info("conference registered", conference=conference.number, instance_id=instance,
+                     seconds=round(seconds, 4))  # fmt: skip
+        if not said.renewal:
+            DELIVERY_SECONDS.observe(seconds)
+        if self._stalled_since is not None:
+            log.info("Kafka takes records again", seconds=round(time.monotonic() - self._stalled_since, 1))
+            self._stalled_since = None
+        self._changed()
+        if instance in self._waiting:
+            self._wake.set()
+
+    def _failed(self, instance: str, said: _Said, error: BaseException) -> None:
+        del self._in_flight[instance]
+        self._waiting.setdefault(instance, said)
+        self._not_before = time.monotonic() + RETRY_SECONDS
+        self._stall(repr(error))
+        if isinstance(error, KafkaError) and not error.retriable and not isinstance(error, KafkaTimeoutError):
+            self._fatal = error
+        self._changed()
+        self._wake.set()
+
+    def _look_for_stall(self) -> None:
+        oldest = min((said.at for said in self._in_flight.values()), default=None)
+        if oldest is not None and time.monotonic() - oldest > STALL_SECONDS:
+            self._stall(f"no acknowledgement for {STALL_SECONDS:g} s")
+
+    def _stall(self, reason: str) -> None:
+        if self._stalled_since is None:
+            self._stalled_since = time.monotonic()
+            log.warning("Kafka takes no records: registrations wait, FreeSWITCH is still followed", reason=reason,
+                        waiting=self._count())  # fmt: skip
+
+    def _pause(self) -> float | None:
+        if self._waiting and not self._in_flight:
+            return max(0.0, self._not_before - time.monotonic())
+        return STALL_SECONDS / 2 if self._in_flight else None
+
+    def _count(self) -> int:
+        return len(self._waiting.keys() | self._in_flight.keys())
+
+    def _changed(self) -> None:
+        WAITING.set(self._count())
+        if self._waiting or self._in_flight:
+            self._settled.clear()
+        else:
+            self._settled.set()
+
+    def _record(self, change: Change) -> Sent:
+        conference = change.conference
+        who = {
+            "sender": f"hook:{self._node.id}",
+            "conference": conference.number,
+            "source": Source.FREESWITCH,
+            "instance_id": conference.instance_id,
+            "node_id": self._node.id,
+        }
+        if not isinstance(change, Opened):
+            return ConferenceUnregistered.model_validate({**who, "reason": change.reason})
+        uri = self._node.uri_of(conference.number)
+        return ConferenceRegistered.model_validate({**who, "sip_uri": uri, "opened_at_ms": conference.opened_at_ms})
