@@ -1,0 +1,153 @@
+"""One call of a gateway, and the records that say something about it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from agents.messages import Failure
+from callyard.records import (
+    CallAlive,
+    CallerConnected,
+    CallerForm,
+    CallerLeft,
+    CallerParked,
+    CallState,
+    DialFailed,
+    DialInstruction,
+    DialStarted,
+    FailureReason,
+    LeftReason,
+)  # fmt: skip
+
+MASKED_CHARACTERS = 4
+"""So many of a caller's last characters are replaced by ``*`` in the form ``masked``."""
+
+
+class Phase(IntEnum):
+    """What a call does at its mark, in the order in which that happens."""
+
+    ARRIVING = 0
+    """Known, but neither seen in the lot nor dialled: on its way into it."""
+    DIALING = 1
+    CONNECTED = 2
+    PARKED = 3
+
+
+_STATES = {
+    Phase.PARKED: CallState.PARKED,
+    Phase.DIALING: CallState.DIALING,
+    Phase.CONNECTED: CallState.CONNECTED,
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One live call."""
+
+    uniqueid: str
+    channel: str
+    conference: str
+    stay: int
+    mark: int
+    """The last attempt of this stay that was dialled; 0: none."""
+    phase: Phase
+    failure: Failure | None = None
+    """How attempt ``mark`` failed, once the call is parked again."""
+    caller: str = ""
+    parked_at_ms: int | None = None
+    asked: int = 0
+    """The newest attempt of this stay for which a redirect was written; never written again, whatever became of it."""
+    unsure: bool = False
+    """Whether attempt ``asked`` was done is unknown: the next snapshot tells."""
+    missed: bool = False
+    """The last snapshot didn't list it."""
+    wait_over: bool = False
+    """The longest wait is over: it is being told, then hung up."""
+
+    @property
+    def place(self) -> tuple[int, int, Phase]:
+        """Where it is on its road; see `agents.mirror`."""
+        return self.stay, self.mark, self.phase
+
+
+def shown(number: str, form: CallerForm) -> tuple[str | None, CallerForm]:
+    """A caller's number in the form that goes into records.
+
+    ``masked`` keeps country and area and replaces the last four characters: ``+4930123456`` is ``+493012****``; of a
+    number of four characters or fewer nothing is kept.
+    """
+    if not number or form is CallerForm.NONE:
+        return None, CallerForm.NONE
+    if form is CallerForm.MASKED:
+        return number[:-MASKED_CHARACTERS] + "*" * min(len(number), MASKED_CHARACTERS), form
+    return number, form
+
+
+class Reports:
+    """Makes one gateway's records."""
+
+    def __init__(self, gateway_id: str, form: CallerForm) -> None:
+        self.gateway_id = gateway_id
+        self._form = form
+
+    def call_id(self, uniqueid: str) -> str:
+        """The call id of a channel's uniqueid."""
+        return f"{self.gateway_id}/{uniqueid}"
+
+    def uniqueid(self, call_id: str) -> str:
+        """The channel's uniqueid of a call id of this gateway."""
+        return call_id.removeprefix(f"{self.gateway_id}/")
+
+    def parked(self, call: Call) -> CallerParked:
+        """Its stay began."""
+        caller, form = shown(call.caller, self._form)
+        return CallerParked(**self._about(call), caller=caller, caller_form=form, parked_at_ms=call.parked_at_ms)
+
+    def alive(self, call: Call) -> CallAlive:
+        """Its renewal."""
+        caller, form = shown(call.caller, self._form)
+        return CallAlive(
+            **self._about(call), caller=caller, caller_form=form, state=_STATES[call.phase], attempt=call.mark
+        )
+
+    def started(self, call: Call) -> DialStarted:
+        """Its mark is being dialled."""
+        return DialStarted(**self._about(call), attempt=call.mark)
+
+    def connected(self, call: Call) -> CallerConnected:
+        """Its mark was answered."""
+        return CallerConnected(**self._about(call), attempt=call.mark)
+
+    def failed(self, call: Call, attempt: int, failure: Failure | None) -> DialFailed:
+        """This attempt came to nothing, and the call is in the lot."""
+        why = failure or Failure(FailureReason.OTHER)
+        return DialFailed(
+            **self._about(call),
+            attempt=attempt,
+            reason=why.reason,
+            hangup_cause=why.hangup_cause,
+            sip_code=why.sip_code,
+        )
+
+    def left(self, call: Call, reason: LeftReason, cause: int | None = None) -> CallerLeft:
+        """Its stay is over."""
+        return CallerLeft(**self._about(call), reason=reason, hangup_cause=cause)
+
+    def refused(self, instruction: DialInstruction, reason: FailureReason) -> DialFailed:
+        """An instruction that isn't carried out, of a call that is still there."""
+        return DialFailed(**self._about(instruction), attempt=instruction.attempt, reason=reason)
+
+    def ended(self, instruction: DialInstruction, reason: LeftReason) -> CallerLeft:
+        """The stay of which an instruction speaks is over."""
+        return CallerLeft(**self._about(instruction), reason=reason)
+
+    def _about(self, call: Call | DialInstruction) -> dict[str, Any]:
+        return {
+            "sender": f"agent:{self.gateway_id}",
+            "conference": call.conference,
+            "gateway_id": self.gateway_id,
+            "call_id": call.call_id if isinstance(call, DialInstruction) else self.call_id(call.uniqueid),
+            "stay": call.stay,
+        }

@@ -1,0 +1,273 @@
+"""Carries out dial instructions: Setvar, Setvar, Redirect, pipelined; each attempt of a stay at most once.
+
+Kafka's consumer group of the gateway decides who speaks for it: the replica that owns the partition of
+``callyard.dials`` in which the gateway's id lies. That one publishes call records and carries out instructions;
+another stands by, with its mirror kept true, and takes over when the partition comes to it. Who takes over announces
+everything, reads the instructions to the end, and carries out the newest of each stay.
+
+A redirect is never written twice for one attempt. Asterisk answers "successful" when it is queued, so an answer proves
+little and a lost one nothing: the channel's mark tells (`agents.mirror`), and the stream issues the next attempt when
+it hears of a failure, or at the instruction's deadline. What can't be carried out is refused by name, counted and
+logged, and the desk is told what is true instead.
+
+Order: whatever concerns one call is judged and written in one step without waiting; only answers are awaited, for all
+calls side by side, so that two hundred callers of one conference don't wait for one another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from aiokafka.errors import IllegalStateError, KafkaError
+from prometheus_client import Counter, Gauge
+
+from agents import ami
+from agents.gateway import Gateway
+from agents.inbox import Held, Inbox, Taken
+from agents.mirror import Mirror, Redirect, Refused
+from agents.publish import Publisher
+from callyard import clients
+from callyard.records import DialInstruction, FailureReason, RecordError, split_sip_uri
+from callyard.settings import KafkaSettings
+from callyard.topics import Topics, partition_of
+
+log = structlog.get_logger(__name__)
+
+DIAL_CONTEXT = "callyard-dial"
+SESSION_MS = 6_000
+LOOK_BACK = 1_000
+"""So many records before the committed offset are read at a takeover, to learn the newest epochs."""
+COMMIT_SECONDS = 1.0
+POLL_MS = 100
+
+INSTRUCTIONS = Counter("callyard_agent_instructions", "Dial instructions, by what became of them.", ["outcome"])
+OWNER = Gauge("callyard_agent_owner", "1 where this process speaks for its gateway, 0 where it stands by.")
+
+
+def group_of(settings: KafkaSettings, gateway_id: str) -> str:
+    """The consumer group of a gateway's agents."""
+    return f"{settings.topic_prefix}-agent-{gateway_id}"
+
+
+class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no complete types
+    """Reads instructions and applies them to the gateway."""
+
+    def __init__(
+        self, settings: KafkaSettings, topics: Topics, gateway_id: str, mirror: Mirror, gateway: Gateway,
+        publisher: Publisher,
+    ) -> None:  # fmt: skip
+        self._settings = settings
+        self._gateway_id = gateway_id
+        self._mirror = mirror
+        self._gateway = gateway
+        self._publisher = publisher
+        self._inbox = Inbox(gateway_id)
+        self._partition = TopicPartition(topics.dials.name, partition_of(gateway_id.encode(), settings.partitions))
+        self._consumer: AIOKafkaConsumer | None = None
+        self._take_over = False
+        self._owner = False
+        self._applied_to = 0
+        self._level_at: int | None = None
+        self._committed = 0
+        self._next_commit = 0.0
+        self._answers: set[asyncio.Task[None]] = set()
+        self._bug: BaseException | None = None
+        self.joined = asyncio.Event()
+        """Set once the group has said whether this process speaks for the gateway."""
+
+    @property
+    def owner(self) -> bool:
+        return self._owner
+
+    # --- the group
+
+    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        if self._partition not in revoked:
+            return
+        self._publisher.mute()
+        OWNER.set(0)
+        await self._commit()
+        self._owner = self._take_over = False
+
+    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        assert self._consumer is not None  # noqa: S101 - it is what calls this
+        self._consumer.pause(*(partition for partition in assigned if partition != self._partition))
+        self._take_over = self._partition in assigned
+        log.info("group joined", role="owner" if self._take_over else "standby", partition=self._partition.partition)
+        if not self._take_over:
+            self.joined.set()
+
+    async def run(self) -> None:
+        """Read and apply until cancelled."""
+        async with clients.consumer(
+            self._settings,
+            group_id=group_of(self._settings, self._gateway_id),
+            client_id=f"agent-{self._gateway_id}",
+            auto_offset_reset="earliest",
+            session_timeout_ms=SESSION_MS,
+            heartbeat_interval_ms=SESSION_MS // 3,
+            # A second replica that comes must not move the partition away from who speaks.
+            partition_assignment_strategy=(StickyPartitionAssignor,),
+        ) as consumer:
+            self._consumer = consumer
+            consumer.subscribe([self._partition.topic], listener=self)
+            try:
+                while True:
+                    await self._round(consumer)
+            finally:
+                await self._commit()
+                for task in self._answers:
+                    task.cancel()
+
+    async def _round(self, consumer: AIOKafkaConsumer) -> None:
+        batches = await consumer.getmany(timeout_ms=POLL_MS)
+        if self._bug is not None:
+            raise self._bug
+        if self._take_over:
+            # What was fetched before is read again: the takeover seeks.
+            try:
+                await self._begin(consumer)
+            except IllegalStateError:
+                # Taken away again in the meantime; the group says what comes next.
+                log.debug("takeover given up")
+            return
+        if not self._owner:
+            return
+        for record in batches.get(self._partition, ()):
+            self._take(record)
+        if self._level_at is not None and await consumer.position(self._partition) >= self._level_at:
+            log.info("instructions read to their end", offset=self._level_at)
+            self._level_at = None
+            self.joined.set()
+        self._apply_all()
+        await self._commit(COMMIT_SECONDS)
+
+    async def _begin(self, consumer: AIOKafkaConsumer) -> None:
+        partition = self._partition
+        first = (await consumer.beginning_offsets([partition]))[partition]
+        end = (await consumer.end_offsets([partition]))[partition]
+        self._applied_to = max(first, await consumer.committed(partition) or 0)
+        consumer.seek(partition, max(first, self._applied_to - LOOK_BACK))
+        self._take_over = False
+        self._owner = True
+        self._level_at = end
+        self._inbox.restart(self._applied_to)
+        self._committed = self._applied_to
+        OWNER.set(1)
+        log.info("speaking for the gateway", offset=self._applied_to, end=end)
+        self._publisher.speak()
+
+    async def _commit(self, every_seconds: float = 0) -> None:
+        # A hint where to begin: what is read twice is refused by the channels' marks. So its failure costs nothing.
+        now = time.monotonic()
+        offset = self._inbox.committable
+        if self._consumer is None or not self._owner or offset <= self._committed:
+            return
+        if every_seconds and now < self._next_commit:
+            return
+        self._next_commit = now + every_seconds
+        try:
+            await self._consumer.commit({self._partition: offset})
+            self._committed = offset
+        except (KafkaError, IllegalStateError) as error:
+            log.warning("offsets not committed; the next time will do", why=repr(error))
+
+    # --- the instructions
+
+    def _take(self, record: ConsumerRecord[bytes, bytes]) -> None:
+        before = record.offset < self._applied_to
+        try:
+            taken = self._inbox.take(record.value, record.offset, record.timestamp, applied_before=before)
+        except RecordError as error:
+            if not before:
+                INSTRUCTIONS.labels("rejected").inc()
+                log.warning("no dial instruction; set aside", offset=record.offset, why=str(error))
+                self._publisher.reject(record.topic, str(error), record.value or b"", record.key)
+            return
+        if taken is not Taken.HELD and not before:
+            INSTRUCTIONS.labels(taken.value).inc()
+            if taken is Taken.VOID:
+                log.warning("instruction of an epoch that is over", offset=record.offset)
+
+    def _apply_all(self) -> None:
+        session = self._gateway.session
+        if session is None or session.lost is not None or self._level_at is not None or not self._owner:
+            # They wait: for the next session's snapshot, or for the end of what was instructed before.
+            return
+        for held in self._inbox.drain():
+            self._apply(session, held)
+
+    def _apply(self, session: ami.Session, held: Held) -> None:
+        instruction = held.instruction
+        verdict = self._mirror.judge(instruction)
+        if isinstance(verdict, Refused):
+            self._refuse(instruction, verdict.refusal.value)
+            self._publisher.say(verdict.records)
+            self._inbox.done(held)
+            return
+        try:
+            pending = self._write(session, instruction, verdict)
+        except (ami.UnsafeValueError, RecordError) as error:
+            self._refuse(instruction, "bad-instruction", why=str(error))
+            self._publisher.say([self._mirror.reports.refused(instruction, FailureReason.BAD_INSTRUCTION)])
+            self._inbox.done(held)
+            return
+        written_ns = time.time_ns()
+        self._mirror.asked(instruction)
+        task = asyncio.create_task(self._await(session, pending, held, written_ns), name=instruction.instruction_id)
+        self._answers.add(task)
+        task.add_done_callback(self._answered)
+
+    def _write(self, session: ami.Session, instruction: DialInstruction, verdict: Redirect) -> list[ami.Pending]:
+        split_sip_uri(instruction.sip_uri)
+        dial = f"{instruction.stay}x{instruction.attempt}"
+        channel = verdict.channel
+        # The URI first: where CALLYARD_DIAL is of this attempt, the URI is as well.
+        actions = [
+            ("Setvar", {"Channel": channel, "Variable": "CALLYARD_URI", "Value": instruction.sip_uri}),
+            ("Setvar", {"Channel": channel, "Variable": "CALLYARD_DIAL", "Value": dial}),
+            ("Redirect", {"Channel": channel, "Context": DIAL_CONTEXT, "Exten": dial, "Priority": "1"}),
+        ]
+        for _, fields in actions:
+            for name, value in fields.items():
+                ami.check_line(name, value)
+        return [session.send(action, fields) for action, fields in actions]
+
+    async def _await(self, session: ami.Session, pending: list[ami.Pending], held: Held, written_ns: int) -> None:
+        instruction = held.instruction
+        about = {"call_id": instruction.call_id, "stay": instruction.stay, "attempt": instruction.attempt}
+        try:
+            for answer in pending:
+                await session.answer(answer)
+        except ami.AmiActionError as error:
+            INSTRUCTIONS.labels("refused-by-asterisk").inc()
+            log.warning("Asterisk refuses a redirect; the next snapshot tells why", why=str(error), **about)
+            self._mirror.unsure(instruction)
+            self._gateway.want_snapshot()
+        except ami.AmiLostError as error:
+            INSTRUCTIONS.labels("answer-lost").inc()
+            log.warning("the answer to a redirect was lost; the channel tells", why=str(error), **about)
+            self._mirror.unsure(instruction)
+        else:
+            INSTRUCTIONS.labels("applied").inc()
+            log.debug(
+                "redirect accepted", conference=instruction.conference, applied_ns=time.time_ns(),
+                written_ns=written_ns, broker_ms=held.broker_ms, **about,
+            )  # fmt: skip
+        self._inbox.done(held)
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._answers.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._bug = task.exception()
+
+    def _refuse(self, instruction: DialInstruction, outcome: str, **more: str) -> None:
+        INSTRUCTIONS.labels(outcome).inc()
+        log.info(
+            "instruction not carried out", outcome=outcome, call_id=instruction.call_id,
+            conference=instruction.conference, stay=instruction.stay, attempt=instruction.attempt, **more,
+        )  # fmt: skip

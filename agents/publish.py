@@ -1,0 +1,183 @@
+"""Publishes what the mirror says, in order, for as long as this process speaks for its gateway.
+
+The mirror is the truth, so nothing here has to be kept for ever: when Kafka doesn't take records (it is gone, a
+delivery failed, more waits than `MAX_WAITING`), what waits is dropped, and as soon as Kafka is back everything is
+announced anew. Only the ends of calls are kept, because the mirror forgets them; of those the newest `MAX_ENDED`. What
+is lost beyond that, the desk learns by the call's lease.
+
+A replica that stands by publishes nothing. It keeps the ends of the last `STANDBY_SECONDS`, longer than another replica
+can be dead before its partition is taken over, and tells them when it begins to speak: the dead one may not have.
+
+Records of one conference stay in order: one producer, one key, handed over one after the other without waiting for
+each delivery. What fails ends that producer, and the next one begins with an announcement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterable
+from functools import partial
+
+import structlog
+from aiokafka.errors import AuthenticationFailedError, AuthorizationError, KafkaError
+from prometheus_client import Counter
+
+from agents.mirror import Mirror
+from callyard import clients
+from callyard.records import CallerLeft, CallRecord
+from callyard.sending import SENT, Sender
+from callyard.settings import KafkaSettings
+from callyard.topics import Topics
+
+log = structlog.get_logger(__name__)
+
+MAX_WAITING = 20_000
+MAX_ENDED = 20_000
+STANDBY_SECONDS = 30.0
+RETRY_SECONDS = 1.0
+
+BEHIND = Counter("callyard_agent_behind", "Times that Kafka took no records, so that all was announced anew later.")
+
+
+class Rejected:
+    """A message that could not be read, on its way to the rejected topic."""
+
+    def __init__(self, source: str, reason: str, value: bytes, key: bytes | None = None) -> None:
+        self.source, self.reason, self.value, self.key = source, reason, value, key
+
+
+class Publisher:
+    """The voice of one gateway. Mute until `speak`."""
+
+    def __init__(self, settings: KafkaSettings, topics: Topics, mirror: Mirror, client_id: str) -> None:
+        self._settings = settings
+        self._topics = topics
+        self._mirror = mirror
+        self._client_id = client_id
+        self._waiting: deque[CallRecord | Rejected] = deque()
+        self._ended: dict[tuple[str, int], tuple[float, CallerLeft]] = {}
+        self._wake = asyncio.Event()
+        self._speaking = False
+        self._behind = False
+        self._announce = False
+        self._under_way = 0
+        self._failure: BaseException | None = None
+        self.announced = asyncio.Event()
+        """Set once an announcement was delivered completely since `speak`."""
+
+    @property
+    def speaking(self) -> bool:
+        return self._speaking
+
+    def speak(self) -> None:
+        """Speak from now on; begins with an announcement of everything."""
+        self._speaking = True
+        self.announce()
+
+    def mute(self) -> None:
+        """Somebody else speaks for the gateway."""
+        self._speaking = False
+        self._waiting.clear()
+        self.announced.clear()
+
+    def announce(self) -> None:
+        """Tell everything anew, after what still waits to be told."""
+        self._announce = True
+        self.announced.clear()
+        self._wake.set()
+
+    def say(self, records: Iterable[CallRecord]) -> None:
+        """Publish these, in order, after what was said before. Never blocks."""
+        for record in records:
+            if isinstance(record, CallerLeft):
+                self._remember(record)
+            if self._speaking:
+                self._waiting.append(record)
+        self._check()
+
+    def reject(self, source: str, reason: str, value: bytes, key: bytes | None = None) -> None:
+        """Set a message aside; see `callyard.sending.reject`."""
+        if self._speaking:
+            self._waiting.append(Rejected(source, reason, value, key))
+            self._check()
+
+    def _check(self) -> None:
+        if len(self._waiting) > MAX_WAITING:
+            self._waiting.clear()
+            self.announce()
+            self._told_behind("more waits than is kept")
+        self._wake.set()
+
+    def _remember(self, record: CallerLeft) -> None:
+        now = time.monotonic()
+        self._ended[(record.call_id, record.stay)] = (now, record)
+        while self._ended:
+            oldest, (since, _) = next(iter(self._ended.items()))
+            if len(self._ended) <= MAX_ENDED and (self._speaking or now - since < STANDBY_SECONDS):
+                return
+            del self._ended[oldest]
+
+    async def run(self) -> None:
+        """Publish until cancelled. Raises only what no waiting mends (no right to write)."""
+        while True:
+            try:
+                async with clients.producer(self._settings, self._client_id) as producer:
+                    self._failure = None
+                    self._under_way = 0
+                    await self._publish(Sender(producer, self._topics, self._topics.calls.name))
+            except (AuthorizationError, AuthenticationFailedError):
+                raise
+            except (KafkaError, clients.KafkaUnreachableError) as error:
+                self._told_behind(str(error) or repr(error))
+            self._waiting.clear()
+            self.announce()
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _publish(self, sender: Sender) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._failure is not None:
+                raise self._failure
+            if self._announce and self._speaking:
+                self._announce = False
+                self._waiting.extend(self._mirror.announce())
+                self._waiting.extend(record for _, record in self._ended.values())
+            while self._waiting and self._failure is None:
+                item = self._waiting.popleft()
+                if isinstance(item, Rejected):
+                    await sender.reject(item.source, item.reason, item.value, item.key)
+                    continue
+                delivery = await sender.begin(item, item.conference)
+                self._under_way += 1
+                delivery.add_done_callback(partial(self._delivered, item))
+            self._check_announced()
+
+    def _delivered(self, record: CallRecord, delivery: asyncio.Future[object]) -> None:
+        self._under_way -= 1
+        failure = asyncio.CancelledError() if delivery.cancelled() else delivery.exception()
+        if failure is not None:
+            self._failure = KafkaError(f"not delivered: {failure!r}") if delivery.cancelled() else failure
+            self._wake.set()
+            return
+        SENT.labels(self._topics.calls.name, record.type).inc()
+        if isinstance(record, CallerLeft):
+            self._ended.pop((record.call_id, record.stay), None)
+        if log.is_enabled_for(10):
+            log.debug("record delivered", type=record.type, call_id=record.call_id, applied_ns=time.time_ns())
+        self._check_announced()
+
+    def _check_announced(self) -> None:
+        if self._speaking and not self._announce and not self._waiting and not self._under_way and not self._failure:
+            self.announced.set()
+            if self._behind:
+                self._behind = False
+                log.info("Kafka takes records again; everything was announced anew")
+
+    def _told_behind(self, why: str) -> None:
+        if not self._behind:
+            self._behind = True
+            BEHIND.inc()
+            log.error("Kafka takes no records; the mirror goes on, and all is announced when it is back", why=why)

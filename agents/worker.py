@@ -1,0 +1,71 @@
+"""The agent's composition root: one gateway, its mirror, its voice, and the instructions to it.
+
+    Asterisk ─AMI─▶ gateway ─▶ mirror ─▶ publish ─▶ callyard.calls
+    Asterisk ◀─AMI─ dials ◀─ callyard.dials
+
+Ready (the event ``ready`` in the log) is who has a snapshot of Asterisk in its mirror and a place in its gateway's
+group: as the owner with everything announced and the instructions read to their end, or standing by. Asterisk may come
+up later than the agent; Kafka must be there, with its topics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import structlog
+
+from agents.ami import AmiRefusedError
+from agents.dials import Dials
+from agents.gateway import Gateway
+from agents.mirror import Mirror
+from agents.publish import Publisher
+from callyard import clients
+from callyard import topics as all_topics
+from callyard.errors import CommandError
+from callyard.records import CallerForm
+from callyard.settings import AmiSettings, GatewaySettings, KafkaSettings, Loaded
+from callyard.tasks import Tasks
+
+log = structlog.get_logger(__name__)
+
+GROUPS = (KafkaSettings, GatewaySettings, AmiSettings)
+"""The settings that an agent needs."""
+
+
+async def work(settings: Loaded, stop: asyncio.Event) -> None:
+    """Run one gateway's agent until ``stop`` is set.
+
+    Raises `callyard.topics.TopicsError` or `callyard.clients.KafkaUnreachableError` at the start, and `CommandError`
+    when Asterisk refuses the manager user or isn't Asterisk.
+    """
+    kafka, gateway_settings = settings[KafkaSettings], settings[GatewaySettings]
+    structlog.contextvars.bind_contextvars(gateway_id=gateway_settings.id)
+    async with clients.admin(kafka) as admin:
+        await all_topics.check(admin, kafka)
+    topics = all_topics.topics(kafka)
+    mirror = Mirror(gateway_settings.id, CallerForm(gateway_settings.caller_number))
+    publisher = Publisher(kafka, topics, mirror, client_id=f"agent-{gateway_settings.id}-{os.getpid()}")
+    gateway = Gateway(settings[AmiSettings], gateway_settings, mirror, publisher)
+    dials = Dials(kafka, topics, gateway_settings.id, mirror, gateway, publisher)
+
+    tasks = Tasks()
+    tasks.start("publish", publisher.run())
+    tasks.start("gateway", gateway.run())
+    tasks.start("renew", gateway.renew())
+    tasks.start("dials", dials.run())
+    telling = asyncio.create_task(_tell_ready(gateway, dials, publisher), name="ready")
+    try:
+        await tasks.run(stop)
+    except AmiRefusedError as error:
+        raise CommandError(str(error)) from None
+    finally:
+        telling.cancel()
+
+
+async def _tell_ready(gateway: Gateway, dials: Dials, publisher: Publisher) -> None:
+    await gateway.synced.wait()
+    await dials.joined.wait()
+    if dials.owner:
+        await publisher.announced.wait()
+    log.info("ready", role="owner" if dials.owner else "standby")
