@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from callyard.parts import confine
+from callyard.parts.ports import LOOPBACK, free_sip_port
 from callyard.parts.prepare import INSTANCE, Parts, found
-from callyard.processes import Child, ProcessError
+from callyard.processes import Child, free_port
 from callyard.settings import AmiSettings, AsteriskSettings
 
 START_SECONDS = 30.0
-LOOPBACK = "127.0.0.1"
 DIRECTORIES = ("etc", "run", "log", "spool", "lib", "lib/cache", "tmp")
 
 
@@ -72,7 +72,7 @@ class Gateway:
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
     async def start(self) -> None:
-        """Start it and wait until it is fully booted. Raises `ProcessError` with its log where that fails."""
+        """Start it and wait until it is fully booted. Raises `processes.ProcessError` with its log where that fails."""
         _write(self.directory, self.settings, self.ami, self._changes)
         (self.directory / "run" / "asterisk.ctl").unlink(missing_ok=True)
         began = time.monotonic()
@@ -137,7 +137,7 @@ def private_settings(directory: Path, parts: Parts, **changes: Any) -> AsteriskS
     values: dict[str, Any] = {
         "base_directory": INSTANCE if parts.asterisk_root else str(directory.absolute()),
         "sip_host": LOOPBACK,
-        "sip_port": _free_sip_port(),
+        "sip_port": free_sip_port(),
         "media_address": LOOPBACK,
         # Instances share the range: Asterisk takes another port of it where one is taken.
         "rtp_first_port": 20_000,
@@ -155,11 +155,11 @@ async def running(
     """Run an Asterisk in ``directory`` (its files stay there) until the block ends.
 
     ``changes`` are fields of `AsteriskSettings`; ``files`` replaces or adds configuration files by name. Raises
-    `prepare.PartMissingError` where there is no Asterisk, `ProcessError` where it doesn't start.
+    `prepare.PartMissingError` where there is no Asterisk, `processes.ProcessError` where it doesn't start.
     """
     parts = found()
     if ami is None:
-        ami = AmiSettings(host=LOOPBACK, port=_free_port(socket.SOCK_STREAM), secret=secrets.token_hex(16))
+        ami = AmiSettings(host=LOOPBACK, port=free_port(LOOPBACK), secret=secrets.token_hex(16))
     gateway = Gateway(parts, directory, private_settings(directory, parts, **changes), ami, files or {})
     try:
         await gateway.start()
@@ -185,19 +185,3 @@ def _write(directory: Path, settings: AsteriskSettings, ami: AmiSettings, change
     rendered: dict[str, str] = importlib.import_module("ast_config.render").render(settings, ami)
     for name, content in {**rendered, **changes}.items():
         (directory / "etc" / name).write_text(content, encoding="utf-8")
-
-
-def _free_port(kind: socket.SocketKind, port: int = 0) -> int:
-    with socket.socket(socket.AF_INET, kind) as made:
-        made.bind((LOOPBACK, port))
-        return int(made.getsockname()[1])
-
-
-def _free_sip_port() -> int:
-    for _ in range(100):
-        port = _free_port(socket.SOCK_STREAM)
-        try:
-            return _free_port(socket.SOCK_DGRAM, port)
-        except OSError:
-            continue
-    raise ProcessError("no port is free both for UDP and for TCP")
