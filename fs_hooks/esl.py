@@ -169,7 +169,7 @@ class Reader:
             return None
         head, body = self._head, bytes(self._buffer[: self._length])
         del self._buffer[: self._length]
-        self._head = None
+        self._head, self._length = None, 0
         return _frame(head, body)
 
     def _read_head(self) -> dict[str, str] | None:
