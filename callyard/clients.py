@@ -6,6 +6,7 @@ line in a log.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from callyard.settings import KafkaSettings, SecurityProtocol, SettingsError
+from callyard.settings import SASL_PROTOCOLS, SSL_PROTOCOLS, KafkaSettings, SettingsError
 
 
 class KafkaUnreachableError(Exception):
@@ -29,11 +30,9 @@ def connection(settings: KafkaSettings) -> dict[str, Any]:
         "security_protocol": settings.security_protocol.value,
         "request_timeout_ms": settings.request_timeout_ms,
     }
-    if settings.security_protocol in (SecurityProtocol.SSL, SecurityProtocol.SASL_SSL):
+    if settings.security_protocol in SSL_PROTOCOLS:
         arguments["ssl_context"] = ssl_context(settings)
-    if settings.security_protocol in (SecurityProtocol.SASL_PLAINTEXT, SecurityProtocol.SASL_SSL):
-        if not settings.sasl_username or settings.sasl_password is None:
-            raise SettingsError(["CALLYARD_KAFKA_SASL_USERNAME and …_SASL_PASSWORD (or …_FILE) must be set with SASL"])
+    if settings.security_protocol in SASL_PROTOCOLS and settings.sasl_password is not None:
         arguments["sasl_mechanism"] = settings.sasl_mechanism
         arguments["sasl_plain_username"] = settings.sasl_username
         arguments["sasl_plain_password"] = settings.sasl_password.get_secret_value()
@@ -54,8 +53,8 @@ def ssl_context(settings: KafkaSettings) -> ssl.SSLContext:
 def unreachable(settings: KafkaSettings, error: Exception) -> KafkaUnreachableError:
     """The error for a Kafka that doesn't answer, with what to do."""
     return KafkaUnreachableError(
-        f"no Kafka answers at {settings.bootstrap_servers} ({error}): check CALLYARD_KAFKA_BOOTSTRAP_SERVERS and that it"
-        " runs; 'callyard kafka' starts an embedded one"
+        f"no Kafka answers at {settings.bootstrap_servers} ({error or type(error).__name__}): check"
+        " CALLYARD_KAFKA_BOOTSTRAP_SERVERS and that it runs; 'callyard kafka' starts an embedded one"
     )
 
 
@@ -93,14 +92,12 @@ async def consumer(settings: KafkaSettings, *topics: str, **more: Any) -> AsyncI
 
 @asynccontextmanager
 async def admin(settings: KafkaSettings) -> AsyncIterator[AIOKafkaAdminClient]:
-    """A started admin client."""
+    """A started admin client. A request within that Kafka doesn't answer is a `KafkaUnreachableError`, too."""
     made = AIOKafkaAdminClient(**connection(settings))
     try:
         await made.start()
-    except KafkaError as error:
-        await made.close()
-        raise unreachable(settings, error) from None
-    try:
         yield made
+    except (KafkaError, asyncio.TimeoutError) as error:
+        raise unreachable(settings, error) from None
     finally:
         await made.close()

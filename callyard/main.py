@@ -7,6 +7,7 @@ use or settings, 130 interrupted.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import typer
 from rich.console import Console
 
+from callyard import __version__
 from callyard.clients import KafkaUnreachableError
 from callyard.errors import CommandError
 from callyard.settings import SettingsError
@@ -53,6 +55,8 @@ def app(name: str) -> typer.Typer:
         raise CommandError(f"'callyard {name}' needs {error.name}: install it with pip install '{wanted}'") from None
     found = module.app
     assert isinstance(found, typer.Typer)  # noqa: S101 - a programming error of ours
+    # Typer's own tracebacks print local variables, and those hold secrets.
+    found.pretty_exceptions_enable = False
     return found
 
 
@@ -69,24 +73,25 @@ def usage() -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status."""
     words = sys.argv[1:] if arguments is None else arguments
-    out, err = (
-        Console(soft_wrap=True, markup=False, highlight=False),
-        Console(stderr=True, soft_wrap=True, markup=False),
-    )
-    if not words or words[0] in {"--help", "-h", "help"}:
+    out = Console(soft_wrap=True, markup=False, highlight=False)
+    err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    name = words[0] if words else ""
+    if name in COMMANDS:
+        return _run(name, words[1:], err)
+    if name in {"", "--help", "-h", "help"}:
         out.print(usage())
         return 0 if words else 2
-    name, *rest = words
     if name == "--version":
-        from callyard import __version__  # noqa: PLC0415
-
         out.print(f"callyard {__version__}")
         return 0
-    if name not in COMMANDS:
-        err.print(f"callyard: there is no command {name!r}\n\n{usage()}")
-        return 2
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    err.print(f"callyard: there is no command {name!r}{f' (did you mean {near[0]}?)' if near else ''}\n\n{usage()}")
+    return 2
+
+
+def _run(name: str, arguments: list[str], err: Console) -> int:
     try:
-        result = app(name)(rest, prog_name=f"callyard {name}", standalone_mode=True)
+        result = app(name)(arguments, prog_name=f"callyard {name}", standalone_mode=True)
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import socket
@@ -29,7 +30,8 @@ import orjson
 from callyard.errors import CommandError
 
 POLL_SECONDS = 0.02
-TAIL_BYTES = 16_384
+TAIL_BYTES = 65_536
+TAIL_COLUMNS = 300
 
 
 class ProcessError(CommandError):
@@ -41,6 +43,7 @@ class Child:
 
     ``log``: file that standard output and error are appended to; None: both go to this process's standard error.
     ``own_group``: put it into a session of its own, so that a Ctrl-C at the terminal doesn't reach it.
+    ``noise``: pattern of log lines that say nothing about why it ended.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Child:
         log: Path | None = None,
         directory: Path | None = None,
         own_group: bool = False,
+        noise: str | None = None,
     ) -> None:
         self.name = name
         self.command = [str(word) for word in command]
@@ -59,25 +63,29 @@ class Child:
         self._environment = dict(environment or {})
         self._directory = directory
         self._own_group = own_group
+        self._noise = re.compile(noise) if noise else None
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
 
-    def start(self) -> None:
-        """Start it; returns at once. Raises `ProcessError` when the program cannot be run."""
+    def start(self, pass_fds: Sequence[int] = ()) -> None:
+        """Start it; returns at once. Raises `ProcessError` when the program cannot be run.
+
+        ``pass_fds``: open files that it inherits, for example one whose lock it is to hold as long as it lives.
+        """
         if self.running:
             raise RuntimeError(f"{self.name} runs already")
         try:
             if self.log is None:
-                self._process = self._spawn(None)
+                self._process = self._spawn(None, pass_fds)
                 return
             self.log.parent.mkdir(parents=True, exist_ok=True)
             with self.log.open("ab") as file:
                 self._log_start = file.tell()
-                self._process = self._spawn(file)
+                self._process = self._spawn(file, pass_fds)
         except OSError as error:
             raise ProcessError(f"{self.name} cannot be started: {error}") from None
 
-    def _spawn(self, log: IO[bytes] | None) -> subprocess.Popen[bytes]:
+    def _spawn(self, log: IO[bytes] | None, pass_fds: Sequence[int]) -> subprocess.Popen[bytes]:
         # Looked up here: behind setpriv, a program that doesn't exist would only be an exit status.
         program = shutil.which(self.command[0])
         if program is None:
@@ -93,6 +101,7 @@ class Child:
             env={**os.environ, **self._environment},
             cwd=self._directory,
             start_new_session=self._own_group,
+            pass_fds=tuple(pass_fds),
         )
 
     @property
@@ -160,7 +169,10 @@ class Child:
         with self.log.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(self._log_start, size - TAIL_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()[-count:]
+            lines = file.read().decode(errors="replace").splitlines()
+        if self._noise is not None:
+            lines = [line for line in lines if not self._noise.search(line)] or lines
+        lines = [line if len(line) <= TAIL_COLUMNS else f"{line[:TAIL_COLUMNS]}…" for line in lines[-count:]]
         return f"; the end of {self.log}:\n" + "\n".join(f"    {line}" for line in lines)
 
     def ended(self) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import re
 from enum import Enum
-from typing import Annotated, Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
@@ -336,15 +336,11 @@ class PolicyDeclared(Record):
     policy: dict[str, Any]
 
 
-RegistrationRecord = Union[ConferenceRegistered, ConferenceUnregistered]
-CallRecord = Union[CallerParked, CallAlive, DialStarted, CallerConnected, DialFailed, CallerLeft]
+RegistrationRecord = ConferenceRegistered | ConferenceUnregistered
+CallRecord = CallerParked | CallAlive | DialStarted | CallerConnected | DialFailed | CallerLeft
 TimerRecord = DeadlinePassed
-InputRecord = Union[
-    ConferenceRegistered, ConferenceUnregistered,
-    CallerParked, CallAlive, DialStarted, CallerConnected, DialFailed, CallerLeft,
-    DeadlinePassed,
-]  # fmt: skip
-JournalRecord = Union[JournalEntry, EpochBegan, PolicyDeclared]
+InputRecord = RegistrationRecord | CallRecord | TimerRecord
+JournalRecord = JournalEntry | EpochBegan | PolicyDeclared
 
 REGISTRATIONS: TypeAdapter[RegistrationRecord] = TypeAdapter(Annotated[RegistrationRecord, Field(discriminator="type")])
 CALLS: TypeAdapter[CallRecord] = TypeAdapter(Annotated[CallRecord, Field(discriminator="type")])

@@ -21,7 +21,16 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)  # fmt: skip
 from pydantic_core import PydanticUndefined
 
 from callyard.records import GatewayId, NodeId, split_sip_uri
@@ -63,6 +72,10 @@ class SecurityProtocol(str, Enum):
     SASL_SSL = "SASL_SSL"
 
 
+SASL_PROTOCOLS = frozenset({SecurityProtocol.SASL_PLAINTEXT, SecurityProtocol.SASL_SSL})
+SSL_PROTOCOLS = frozenset({SecurityProtocol.SSL, SecurityProtocol.SASL_SSL})
+
+
 class KafkaSettings(Group):
     """Which Kafka, and how the topics are laid out."""
 
@@ -100,6 +113,15 @@ class KafkaSettings(Group):
             if not host or not port.isdigit() or not 0 < int(port) < 65536:
                 raise ValueError(f"{server.strip()!r} is not host:port")
         return value
+
+    @model_validator(mode="after")
+    def _sasl_is_complete(self) -> KafkaSettings:
+        if self.security_protocol in SASL_PROTOCOLS and (not self.sasl_username or self.sasl_password is None):
+            raise ValueError(
+                f"{self.variable('security_protocol')} is {self.security_protocol.value}:"
+                f" {self.variable('sasl_username')} and {self.variable('sasl_password')} (or …_FILE) must be set, too"
+            )
+        return self
 
 
 class LogSettings(Group):
@@ -408,14 +430,16 @@ def load(
         try:
             loaded[group] = group.model_validate(values)
         except ValidationError as error:
-            for problem in error.errors(include_url=False, include_input=False, include_context=False):
-                problems.append(_explain(group, problem))  # noqa: PERF401 - reads as what it does
+            found = error.errors(include_url=False, include_input=False, include_context=False)
+            problems.extend(_explain(group, problem) for problem in found)
     if problems:
         raise SettingsError(problems)
     return Loaded(loaded)
 
 
 def _explain(group: type[Group], problem: Any) -> str:
+    if not problem["loc"]:  # what several settings together get wrong
+        return str(problem["msg"]).removeprefix("Value error, ")
     name = str(problem["loc"][0])
     if problem["type"] == "missing":
         return f"{group.variable(name)} is not set: {group.model_fields[name].description}"
@@ -440,12 +464,13 @@ def _read_file(config: Path | None, problems: list[str]) -> dict[str, dict[str, 
         if table not in known or not isinstance(values, dict):
             problems.append(f"--config {config}: [{table}] is none of {', '.join(known)}")
             continue
-        for name in values:
-            if name not in known[table].model_fields:
-                problems.append(
-                    f"--config {config}: [{table}] {name} is unknown{_near(name, known[table].model_fields)}"
-                )
-        tables[table] = {name: value for name, value in values.items() if name in known[table].model_fields}
+        fields = known[table].model_fields
+        problems.extend(
+            f"--config {config}: [{table}] {name} is unknown{_near(name, fields)}"
+            for name in values
+            if name not in fields
+        )
+        tables[table] = {name: value for name, value in values.items() if name in fields}
     return tables
 
 

