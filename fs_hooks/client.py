@@ -11,6 +11,7 @@ only a new connection helps. Reconnecting is the caller's; `Backoff` says when.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -222,7 +223,7 @@ async def connect(settings: EslSettings, on_frame: OnFrame) -> AsyncIterator[Lin
         ) from None
     except OSError as error:
         raise UnreachableError(
-            f"FreeSWITCH can't be reached at {settings.host}:{settings.port} ({error.strerror or error}): check that it"
+            f"FreeSWITCH can't be reached at {settings.host}:{settings.port} ({_cause(error)}): check that it"
             " runs with mod_event_socket, and CALLYARD_ESL_HOST and _PORT"
         ) from None
     link = Link(settings, reader, writer, on_frame)
@@ -231,6 +232,11 @@ async def connect(settings: EslSettings, on_frame: OnFrame) -> AsyncIterator[Lin
         yield link
     finally:
         await link.close()
+
+
+def _cause(error: OSError) -> str:
+    # asyncio's own text hides the cause behind "Connect call failed".
+    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error)
 
 
 class Backoff:

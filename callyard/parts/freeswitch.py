@@ -104,7 +104,8 @@ def _put(fmt: EventFormat, body: bytes, values: Mapping[str, str]) -> bytes:
 class _Client:
     """One connection to the double."""
 
-    def __init__(self, writer: asyncio.StreamWriter, piece: int | None) -> None:
+    def __init__(self, task: asyncio.Task[None], writer: asyncio.StreamWriter, piece: int | None) -> None:
+        self.task = task
         self._writer = writer
         self._piece = piece
         self.subscribed: EventFormat | None = None
@@ -117,6 +118,7 @@ class _Client:
 
     def abort(self) -> None:
         self._writer.transport.abort()
+        self.task.cancel()
 
     async def close(self) -> None:
         try:
@@ -142,7 +144,6 @@ class FreeSwitch:
         self.answering.set()
         self._recorded = _Recorded()
         self._clients: set[_Client] = set()
-        self._handlers: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._sequence = 1000
         self._changed = asyncio.Event()
@@ -156,7 +157,7 @@ class FreeSwitch:
     ) -> None:
         self.stop_listening()
         self.drop_connections()
-        await asyncio.gather(*self._handlers, return_exceptions=True)
+        await asyncio.gather(*(client.task for client in self._clients), return_exceptions=True)
 
     async def listen(self) -> None:
         """Take connections on 127.0.0.1; the first time on a free port if none was given, later on the same."""
@@ -247,8 +248,7 @@ class FreeSwitch:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - asyncio runs this as a task; tells the type checker
-        self._handlers.add(task)
-        client = _Client(writer, self.piece)
+        client = _Client(task, writer, self.piece)
         self._clients.add(client)
         try:
             client.write(self._recorded.auth_request)
@@ -259,7 +259,6 @@ class FreeSwitch:
             pass  # it left: nothing more to say to it
         finally:
             self._clients.discard(client)
-            self._handlers.discard(task)
             await client.close()
             self._note()
 
