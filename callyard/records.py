@@ -34,7 +34,8 @@ _INSTANCE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
 _UNIQUEID_PATTERN = r"^[A-Za-z0-9._-]{1,150}$"
 _HOST_PATTERN = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\])"
 SIP_URI_PATTERN = (
-    r"^sips?:(?P<user>[A-Za-z0-9._+-]{1,64})@(?P<host>" + _HOST_PATTERN + r")(?::(?P<port>[0-9]{1,5}))?"
+    r"^sips?:(?P<user>[A-Za-z0-9._+-]{1,64})@(?P<host>" + _HOST_PATTERN + r")"
+    r"(?::(?P<port>[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
     r"(?:;transport=(?P<transport>udp|tcp|tls))?$"
 )
 
@@ -47,7 +48,9 @@ CallId = Annotated[str, StringConstraints(pattern=_ID_PATTERN[:-1] + "/" + _UNIQ
 """``<gateway id>/<Asterisk uniqueid>``: unique across gateways and restarts of Asterisk."""
 StayNumber = Annotated[int, Field(ge=1, le=1_000_000)]
 Attempt = Annotated[int, Field(ge=1, le=1_000_000)]
-Milliseconds = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
+"""Bounded to what every JSON reader holds exactly; a larger number could be read here and never be written again."""
+Milliseconds = Count
 Text = Annotated[str, StringConstraints(max_length=200)]
 
 
@@ -72,7 +75,7 @@ class Sent(Record):
 
     sender: Text
     """The process that sent it, for example ``hook:node-1`` or ``agent:gw-1``."""
-    sender_sequence: int = 0
+    sender_sequence: Count = 0
     """Grows with every record of this sender, also across its restarts; gaps prove nothing."""
     sent_at_ms: Milliseconds = 0
     key_id: Text | None = None
@@ -200,7 +203,7 @@ class CallAlive(_CallRecord):
 
     type: Literal["call-alive"] = "call-alive"
     state: CallState
-    attempt: int = Field(default=0, ge=0)
+    attempt: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     caller: Text | None = None
     caller_form: CallerForm = CallerForm.NONE
 
@@ -268,9 +271,9 @@ class DialInstruction(Record):
     issued_at_ms: Milliseconds
     deadline_ms: Milliseconds
     """Broker time after which the stream issues the next attempt if it has heard no outcome."""
-    partition: int = Field(ge=0)
+    partition: Count
     """The desk's partition: epochs are compared within one."""
-    epoch: int = Field(default=0, ge=0)
+    epoch: Count = 0
     """The owner's epoch: what an older owner of the partition says after a newer one spoke is void."""
 
     @property
@@ -288,8 +291,8 @@ class Position(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     topic: str
-    partition: int = Field(ge=0)
-    offset: int = Field(ge=0)
+    partition: Count
+    offset: Count
 
 
 class JournalEntry(Record):
@@ -297,11 +300,11 @@ class JournalEntry(Record):
 
     type: Literal["decision"] = "decision"
     conference: Conference
-    version: int = Field(ge=1)
+    version: Annotated[int, Field(ge=1, le=2**53 - 1)]
     """Number of this decision in its desk; no gaps."""
     previous_hash: str | None = None
     """SHA-256 of the value of the desk's previous entry, as its bytes stand in Kafka."""
-    epoch: int = Field(ge=0)
+    epoch: Count
     position: Position
     event_type: str
     broker_ms: Milliseconds
@@ -321,8 +324,8 @@ class EpochBegan(Record):
     """A new owner of a partition: what an older epoch says after this is void."""
 
     type: Literal["epoch-began"] = "epoch-began"
-    partition: int = Field(ge=0)
-    epoch: int = Field(ge=0)
+    partition: Count
+    epoch: Count
     worker: str
     policy_digest: str
 
@@ -331,7 +334,7 @@ class PolicyDeclared(Record):
     """The whole policy, written when an epoch begins; entries carry its digest."""
 
     type: Literal["policy-declared"] = "policy-declared"
-    partition: int = Field(ge=0)
+    partition: Count
     digest: str
     policy: dict[str, Any]
 
@@ -365,13 +368,15 @@ def parse(adapter: TypeAdapter[R], value: bytes | None) -> R:
         raise RecordError(f"not JSON: {error}; begins with {value[:60]!r}") from None
     if not isinstance(raw, dict):
         raise RecordError(f"a JSON object is expected, this is {type(raw).__name__}: {value[:60]!r}")
-    version = raw.get("schema_version")
+    if missing := [name for name in ("type", "schema_version") if name not in raw]:
+        raise RecordError(f"has no {' and no '.join(missing)}: every record names both; begins with {value[:60]!r}")
+    version = raw["schema_version"]
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise RecordError(
             f"schema version {version} is newer than this program's ({SCHEMA_VERSION}): upgrade this program first"
         )
     try:
-        return adapter.validate_json(value)
+        return adapter.validate_json(value, strict=True)
     except ValidationError as error:
         raise RecordError("; ".join(_explain(raw, e) for e in error.errors(include_url=False, include_input=True))) \
             from None  # fmt: skip
