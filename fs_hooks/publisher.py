@@ -4,9 +4,9 @@ Why it is apart from the event socket: FreeSWITCH must be read at full speed wha
 returns at once and only notes an instance's newest state; so what waits is bounded by the conferences that run or
 that Kafka was told of, however long Kafka is away. What Kafka was never told of is not unregistered either.
 
-Order: an instance has one record in flight; different instances are handed over in the order of their changes without
-waiting for each other, which one idempotent producer keeps within a partition. So a burst goes out as a few requests,
-and records of one conference don't overtake each other.
+Order: an instance has one record in flight, so its records never overtake each other. Different instances don't wait
+for each other: a burst goes out as a few requests, and of a number that is created anew the new instance is registered
+before the old one's end is acknowledged; a registration names its instance, so either order means the same.
 """
 
 from __future__ import annotations
