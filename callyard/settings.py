@@ -437,6 +437,15 @@ def load(
     return Loaded(loaded)
 
 
+def given(*groups: type[Group], config: Path | None = None, environment: Mapping[str, str] | None = None) -> bool:
+    """Whether any setting of these groups was set at all, rightly or not, in the environment or in the file."""
+    env = os.environ if environment is None else environment
+    tables = _read_file(config, [])
+    return any(tables.get(group.table) for group in groups) or any(
+        name in env for name, group in variables().items() if group in groups
+    )
+
+
 def _explain(group: type[Group], problem: Any) -> str:
     if not problem["loc"]:  # what several settings together get wrong
         return str(problem["msg"]).removeprefix("Value error, ")

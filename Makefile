@@ -1,0 +1,44 @@
+# One command for each habit. Everything runs from .venv and the cache that setup prepares.
+export CALLYARD_CACHE ?= $(CURDIR)/.cache
+BIN := .venv/bin
+
+.PHONY: help setup demo test lint format docs bench clean
+
+help:
+	@echo "make setup    prepare .venv, Kafka, Asterisk and SIPp (the others do it first, too)"
+	@echo "make demo     one caller all the way, on real parts"
+	@echo "make test     all tests (ARGS='-k name' chooses)"
+	@echo "make lint     ruff, mypy, import-linter"
+	@echo "make format   format the code"
+	@echo "make docs     write docs/settings.md and docs/schema.json anew"
+	@echo "make bench    measure latencies; writes JSON"
+	@echo "make clean    remove .venv, the cache and what tools left behind"
+
+setup:
+	@scripts/setup
+
+demo: setup
+	@$(BIN)/callyard demo $(ARGS)
+
+test: setup
+	$(BIN)/pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: setup
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+docs: setup
+	$(BIN)/callyard schema --settings > docs/settings.md
+	$(BIN)/callyard schema > docs/schema.json
+
+bench: setup
+	@$(BIN)/python -m bench $(ARGS)
+
+clean:
+	rm -rf .venv .cache .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache *.egg-info build dist
