@@ -9,7 +9,9 @@ Each guard answers one finding, measured on a real broker (see docs/architecture
 * **100 ms tail.** Faust pauses changelog partitions only logically; the first record that the stream writes to one
   blocks the next fetch from that broker. They are paused in aiokafka itself once recovery is over.
 * **1.5 s waits under load** after a rebalance: ``fetch_max_wait_ms`` is hard-coded.
+* **An exception in an agent** (or in Faust's decoding before it) skips the event: it ends the process instead.
 * **No fence.** Faust knows of no confirmed heartbeat; the coordinator's is watched (`streams.fence`).
+* **A recovery that a rebalance interrupts** goes on as if it had read the changelogs: it is told from a whole one.
 * **Recovery that ended early** would decide from an old table: the offsets read are compared with the log's end.
 
 What needs no patch is a setting in `streams.worker.make_app`.
@@ -130,11 +132,12 @@ class GuardedTransport(driver.Transport):  # type: ignore[misc]
 class GuardedApp(faust.App):  # type: ignore[misc]
     """Faust's app with the guards in place.
 
-    ``begin``, ``next_positions`` and ``ready`` are set by the worker: what to do before the group is joined, where each
-    assigned input is to be read on, and what to do once the flow has resumed after a rebalance.
+    The worker sets what to do: ``begin`` before the group is joined, ``next_positions`` says where each assigned input
+    is read on, ``ready`` is called once the flow has resumed after a rebalance, ``failed`` when the agent raised.
     """
 
     begin: Callable[[], Awaitable[None]]
+    failed: Callable[[BaseException], None]
     next_positions: Callable[[], Awaitable[Mapping[TP, int]]]
     ready: Callable[[], None]
 
@@ -152,12 +155,25 @@ class GuardedApp(faust.App):  # type: ignore[misc]
         self.consumer.stop_flow()
         self.flow_control.suspend()
 
+    async def _on_agent_error(self, agent: Any, exc: BaseException) -> None:
+        # Faust would restart the agent without the event that it failed at.
+        self.failed(exc)
+
     def on_rebalance_end(self) -> None:
         super().on_rebalance_end()
         self.ready()
 
     def _new_transport(self) -> Any:
         return GuardedTransport(self.conf.broker_consumer, self)
+
+    @property
+    def recovers_again(self) -> bool:
+        """Whether another rebalance interrupted this recovery, so that what it read is incomplete.
+
+        Faust catches its own ``RebalanceAgain`` while it waits for the changelogs and goes on as if they had been read.
+        """
+        event: Any = _patched(_patched(self.tables, "recovery"), "signal_recovery_start")
+        return bool(event.is_set())
 
     async def check_recovered(self, changelogs: Iterable[TP]) -> None:
         """Raise `GuardError` unless these changelog partitions were read to their end."""
@@ -166,5 +182,5 @@ class GuardedApp(faust.App):  # type: ignore[misc]
             return
         read = _patched(_patched(self.tables, "recovery"), "active_offsets")
         for tp, end in (await self.consumer.highwaters(*tps)).items():
-            if (end or 0) > 0 and (read[tp] is None or read[tp] < end - 1):
-                raise GuardError(f"{tp.topic}-{tp.partition} was read to {read[tp]}, but ends at {end - 1}")
+            if (end or 0) > 0 and (read.get(tp) is None or read[tp] < end - 1):
+                raise GuardError(f"{tp.topic}-{tp.partition} was read to {read.get(tp)}, but ends at {end - 1}")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import logging
 import os
 import socket
 import sys
@@ -18,11 +20,10 @@ from typing import Any, NoReturn
 
 import faust
 import structlog
-import uvloop
 from faust.types import TP
 from prometheus_client import Counter
 
-from callyard import clients, topics
+from callyard import clients, tasks, topics
 from callyard.settings import KafkaSettings, Loaded, PolicySettings, SecurityProtocol, StreamSettings
 from callyard.topics import DESK_TABLE, Topics, stream_id
 from streams.engine import Engine
@@ -57,6 +58,7 @@ def make_app(settings: Loaded, fence: Fence) -> GuardedApp:
         datadir=tempfile.gettempdir(),  # the memory store writes nothing
         store="memory://",
         processing_guarantee="at_least_once",  # exactly_once bypasses outputs and crashes a second worker
+        table_standby_replicas=0,  # a memory store reads its changelog anew when it becomes active
         topic_partitions=kafka.partitions,
         topic_allow_declare=False,  # 'callyard topics' makes them
         topic_disable_leader=True,
@@ -101,7 +103,7 @@ class Worker:
         self._resources = contextlib.AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
         names = [topic.name for topic in self.topics.inputs]
-        inputs = self.app.topic(*names, key_type=bytes, value_type=bytes, allow_empty=True)
+        inputs = self.app.topic(*names, key_serializer="raw", value_serializer="raw", allow_empty=True)
         self.table = self.app.Table(
             DESK_TABLE, key_type=bytes, value_type=bytes, partitions=self.kafka.partitions, on_recover=self._on_recover
         )
@@ -111,6 +113,7 @@ class Worker:
         self.app.on_partitions_assigned.connect(self._on_assigned, weak=False)
         self.app.on_before_shutdown.connect(self._on_shutdown, weak=False)
         self.app.begin = self._begin
+        self.app.failed = end_process
         self.app.next_positions = self._next_positions
         self.app.ready = self._on_ready
 
@@ -150,10 +153,13 @@ class Worker:
 
     async def _on_recover(self) -> None:
         # Faust awaits this callback but ignores what it raises.
+        if self.app.recovers_again:
+            return
         try:
-            tps = {tp for tp in self.app.consumer.assignment() if tp.topic == self.topics.changelog.name}
-            await self.app.check_recovered(tps)
-            await self.engine.recover(self.generation(), self._rows({tp.partition for tp in tps}))
+            generation = self.generation()
+            owned = {tp.partition for tp in self.app.consumer.assignment() if tp.topic == self.topics.calls.name}
+            await self.app.check_recovered({TP(self.topics.changelog.name, number) for number in owned})
+            await self.engine.recover(generation, self._rows(owned))
         except Exception as error:  # noqa: BLE001 - whatever it is, the worker can't go on
             end_process(error)
 
@@ -234,13 +240,29 @@ async def _check(settings: Loaded) -> None:
         await topics.check(admin, kafka)
 
 
+async def _main(settings: Loaded, stop: asyncio.Event) -> None:
+    await _check(settings)
+    worker = Worker(settings)
+    worker.app.in_worker = True
+    starting = asyncio.create_task(worker.app.start(), name="faust")
+    crashed = asyncio.create_task(worker.app.wait_until_stopped(), name="faust stopped")
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    await asyncio.wait([crashed, stopping], return_when=asyncio.FIRST_COMPLETED)
+    if not stop.is_set():
+        end_process(worker.app.crash_reason or RuntimeError("Faust stopped by itself"))
+    await worker.app.stop()
+    for task in (starting, crashed, stopping):
+        task.cancel()
+    await asyncio.gather(starting, crashed, stopping, return_exceptions=True)
+
+
+def _quieten_faust() -> None:
+    """Faust tells of each service that starts and stops; what matters is logged by the engine."""
+    for name in ("faust", "mode"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
 def run(settings: Loaded) -> None:
     """Run a stream worker until SIGTERM or SIGINT. Raises what `topics.check` raises; other errors end the process."""
-    uvloop.install()
-    asyncio.run(_check(settings))
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    worker = Worker(settings)
-    faust.Worker(
-        worker.app, loop=loop, quiet=True, redirect_stdouts=False, override_logging=False, loglevel="WARN"
-    ).execute_from_commandline()
+    _quieten_faust()
+    tasks.run(functools.partial(_main, settings))

@@ -1,0 +1,110 @@
+"""A stream worker as tests run it: a process of its own on the real Kafka, and what its journal must say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord
+
+from callyard import processes
+from callyard.processes import Child
+from callyard.records import DIALS, JOURNAL, DialInstruction, EpochBegan, JournalEntry, digest, parse
+from callyard.settings import KafkaSettings
+from callyard.topics import topics
+from tests.support import kafka
+
+
+def stream_worker(settings: KafkaSettings, log: Path, **more: str) -> Child:
+    """A worker that is not started yet; ``more``: further settings, for example ``POLICY_ATTEMPTS="2"``."""
+    environment = {**kafka.environment(settings), **{f"CALLYARD_{key}": value for key, value in more.items()}}
+    return processes.worker("stream", environment=environment, log=log)
+
+
+async def instructions(settings: KafkaSettings, enough: int | None = None) -> list[DialInstruction]:
+    """The instructions on the dials topic, repetitions included."""
+    records = await kafka.read(settings, topics(settings).dials.name, enough=enough, timeout=60)
+    return [parse(DIALS, record.value) for record in records]
+
+
+async def journal(settings: KafkaSettings) -> list[ConsumerRecord[Any, Any]]:
+    """The journal's records, each partition in its own order."""
+    return await kafka.read(settings, topics(settings).journal.name)
+
+
+def decisions(records: Iterable[ConsumerRecord[Any, Any]]) -> list[JournalEntry]:
+    """The journal's decisions, repeated outputs dropped."""
+    seen: dict[tuple[int, bytes], JournalEntry] = {}
+    for record in records:
+        entry = parse(JOURNAL, record.value)
+        if isinstance(entry, JournalEntry):
+            seen.setdefault((record.partition, record.value), entry)
+    return list(seen.values())
+
+
+class Follower:
+    """Counts the inputs that the journal has decided, as it grows."""
+
+    def __init__(self, settings: KafkaSettings, consumer: AIOKafkaConsumer) -> None:
+        self._timers = topics(settings).timers.name
+        self._consumer = consumer
+        self._seen: set[tuple[str, int, int]] = set()
+
+    async def decided(self, inputs: int) -> bool:
+        """Whether so many inputs (timers not counted) were decided."""
+        for batch in (await self._consumer.getmany(timeout_ms=50)).values():
+            for record in batch:
+                entry = parse(JOURNAL, record.value)
+                if isinstance(entry, JournalEntry) and entry.position.topic != self._timers:
+                    self._seen.add((entry.position.topic, entry.position.partition, entry.position.offset))
+        return len(self._seen) >= inputs
+
+    def __str__(self) -> str:
+        return f"{len(self._seen)} inputs decided"
+
+
+@asynccontextmanager
+async def follower(settings: KafkaSettings) -> AsyncIterator[Follower]:
+    """A follower of the journal from its beginning."""
+    async with kafka.reader(settings, topics(settings).journal.name) as consumer:
+        yield Follower(settings, consumer)
+
+
+async def check_journal(settings: KafkaSettings, inputs: int) -> list[JournalEntry]:
+    """The guarantees that hold whatever was killed: each input decided once, no gap, no contradiction, no old epoch."""
+    records = await journal(settings)
+    entries = decisions(records)
+    positions = Counter((e.position.topic, e.position.partition, e.position.offset) for e in entries)
+    timers = topics(settings).timers.name
+    decided = sum(1 for topic, _, _ in positions if topic != timers)
+    assert decided == inputs, f"{inputs - decided} inputs were lost"
+    assert max(positions.values()) == 1, f"decided twice: {[p for p, n in positions.items() if n > 1]}"
+    heads: dict[str, tuple[int, str | None]] = {}
+    for value in dict.fromkeys(record.value for record in records):
+        entry = parse(JOURNAL, value)
+        if isinstance(entry, JournalEntry):
+            version, head = heads.get(entry.conference, (0, None))
+            assert (entry.version, entry.previous_hash) == (version + 1, head), (
+                f"the chain of {entry.conference} breaks"
+            )
+            heads[entry.conference] = (entry.version, digest(value))
+    epochs: dict[int, int] = {}
+    repeated: set[bytes] = set()
+    for record in records:
+        entry = parse(JOURNAL, record.value)
+        if isinstance(entry, EpochBegan):
+            epochs[record.partition] = max(entry.epoch, epochs.get(record.partition, 0))
+        elif isinstance(entry, JournalEntry) and record.value not in repeated:
+            assert entry.epoch >= epochs.get(record.partition, 0), f"an older epoch spoke: {entry}"
+        repeated.add(record.value)
+    said: dict[str, DialInstruction] = {}
+    for instruction in await instructions(settings):
+        first = said.setdefault(instruction.instruction_id, instruction)
+        assert first == instruction, f"contradictory instructions: {first}, {instruction}"
+    assert {i.instruction_id for e in entries for i in e.instructions} == set(said), (
+        "instructions were lost or invented"
+    )
+    return entries
