@@ -12,11 +12,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from callyard.settings import SASL_PROTOCOLS, SSL_PROTOCOLS, KafkaSettings, SettingsError
+
+log = structlog.get_logger(__name__)
+
+STOP_SECONDS = 3.0
 
 
 class KafkaUnreachableError(Exception):
@@ -60,7 +65,10 @@ def unreachable(settings: KafkaSettings, error: Exception) -> KafkaUnreachableEr
 
 @asynccontextmanager
 async def producer(settings: KafkaSettings, client_id: str, **more: Any) -> AsyncIterator[AIOKafkaProducer]:
-    """A started producer: idempotent, all replicas acknowledge, no lingering. Flushes and stops at the end."""
+    """A started producer: idempotent, all replicas acknowledge, no lingering. Flushes and stops at the end.
+
+    What Kafka has not taken `STOP_SECONDS` after the end is given up: whoever needs to know awaited its delivery.
+    """
     made = AIOKafkaProducer(
         **connection(settings), client_id=client_id, acks="all", enable_idempotence=True, linger_ms=0, **more
     )
@@ -72,7 +80,10 @@ async def producer(settings: KafkaSettings, client_id: str, **more: Any) -> Asyn
     try:
         yield made
     finally:
-        await made.stop()
+        try:
+            await asyncio.wait_for(made.stop(), STOP_SECONDS)
+        except asyncio.TimeoutError:  # an idempotent producer's stop() waits for its deliveries for ever
+            log.warning("the producer ended before Kafka took everything", client_id=client_id)
 
 
 @asynccontextmanager
