@@ -282,14 +282,13 @@ def _failure(value: str, stay: int, mark: int) -> Failure | None:
 
 
 def _variables(headers: Headers, name: str) -> dict[str, str]:
-    # `ChanVariable: NAME=value`, or `ChanVariable(channel): …` in old versions; `Variable` likewise.
     found: dict[str, str] = {}
-    for header, value in headers.items():
-        if header == name or header.startswith(f"{name}("):
-            for item in value if isinstance(value, list) else [value]:
-                variable, _, content = item.partition("=")
-                if variable in VARIABLES:
-                    found[variable] = content
+    value = headers.get(name, [])
+    for item in value if isinstance(value, list) else [value]:
+        variable, _, content = item.partition("=")
+        if variable in VARIABLES:
+            # Status writes "(null)" for what is not set.
+            found[variable] = "" if content == "(null)" else content
     return found
 
 
@@ -304,7 +303,7 @@ def _identity(headers: Headers, prefix: str) -> tuple[str, str]:
 
 def _text(headers: Headers, name: str) -> str:
     value = headers.get(name, "")
-    return value if isinstance(value, str) else value[-1]
+    return value if isinstance(value, str) else "".join(value[-1:])
 
 
 def _caller(number: str) -> str:

@@ -21,11 +21,12 @@ from collections.abc import Iterable
 from functools import partial
 
 import structlog
-from aiokafka.errors import AuthenticationFailedError, AuthorizationError, KafkaError
+from aiokafka.errors import ClusterAuthorizationFailedError, KafkaError, TopicAuthorizationFailedError
 from prometheus_client import Counter
 
 from agents.mirror import Mirror
 from callyard import clients
+from callyard.errors import CommandError
 from callyard.records import CallerLeft, CallRecord
 from callyard.sending import SENT, Sender
 from callyard.settings import KafkaSettings
@@ -120,15 +121,18 @@ class Publisher:
             del self._ended[oldest]
 
     async def run(self) -> None:
-        """Publish until cancelled. Raises only what no waiting mends (no right to write)."""
+        """Publish until cancelled. Raises `CommandError` for what no waiting mends (no right to write)."""
         while True:
             try:
                 async with clients.producer(self._settings, self._client_id) as producer:
                     self._failure = None
                     self._under_way = 0
                     await self._publish(Sender(producer, self._topics, self._topics.calls.name))
-            except (AuthorizationError, AuthenticationFailedError):
-                raise
+            except (TopicAuthorizationFailedError, ClusterAuthorizationFailedError) as error:
+                raise CommandError(
+                    f"Kafka lets this user not write {self._topics.calls.name} and {self._topics.rejected.name}"
+                    f" ({error}): grant it WRITE on them, and IDEMPOTENT_WRITE"
+                ) from None
             except (KafkaError, clients.KafkaUnreachableError) as error:
                 self._told_behind(str(error) or repr(error))
             self._waiting.clear()

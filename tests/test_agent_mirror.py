@@ -1,0 +1,491 @@
+"""The mirror: each case by itself, then a gateway that does anything in any order, seen through late events."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from agents.calls import Phase, shown
+from agents.messages import Channel, ChannelState, DialBegan, DialEnded, Failure, HungUp, Marks, Message, Parked
+from agents.mirror import Mirror, Redirect, Refusal, Refused, Snapshot
+from callyard.records import (
+    CallAlive,
+    CallerConnected,
+    CallerForm,
+    CallerLeft,
+    CallerParked,
+    CallRecord,
+    CallState,
+    DialFailed,
+    DialInstruction,
+    DialStarted,
+    FailureReason,
+    LeftReason,
+)
+from tests.test_agent_inbox import instruction
+
+NOT_FOUND = Failure(FailureReason.NOT_FOUND, 1, 404)
+WAITING = Marks("49123", 1, ChannelState.PARKED)
+
+
+def dialing(attempt: int = 1) -> Marks:
+    return replace(WAITING, state=ChannelState.DIALING, mark=attempt)
+
+
+def failed(attempt: int = 1) -> Marks:
+    return replace(WAITING, mark=attempt, failure=NOT_FOUND)
+
+
+def parked(marks: Marks = WAITING) -> Parked:
+    return Parked("1.0", "PJSIP/t-1", marks, "+4930123456", 2)
+
+
+def listed(marks: Marks, *, bridged: bool = False) -> Channel:
+    return Channel("1.0", "PJSIP/t-1", marks, bridged, "+4930123456")
+
+
+def nothing_listed() -> Snapshot:
+    return Snapshot({}, ())
+
+
+def kinds(records: list[CallRecord]) -> list[str]:
+    return [record.type for record in records]
+
+
+@pytest.fixture
+def mirror() -> Mirror:
+    return Mirror("gw-1")
+
+
+def test_a_call_from_parking_to_its_end(mirror: Mirror) -> None:
+    assert mirror.apply(parked(), now_ms=10_000) == [
+        CallerParked(
+            sender="agent:gw-1", conference="49123", gateway_id="gw-1", call_id="gw-1/1.0", stay=1,
+            caller="+493012****", caller_form=CallerForm.MASKED, parked_at_ms=8_000,
+        )
+    ]  # fmt: skip
+    assert kinds(mirror.apply(DialBegan("1.0", "PJSIP/t-1", dialing()))) == ["dial-started"]
+    assert kinds(mirror.apply(DialEnded("1.0", "PJSIP/t-1", dialing(), answered=True))) == ["caller-connected"]
+    [left] = mirror.apply(HungUp("1.0", 16, None))
+    assert isinstance(left, CallerLeft)
+    assert (left.reason, left.hangup_cause) == (LeftReason.CONFERENCE_LEFT, 16)
+    assert mirror.calls == {}
+
+
+def test_a_failed_dial_is_told_when_the_call_is_really_parked_again(mirror: Mirror) -> None:
+    mirror.apply(parked())
+    mirror.apply(DialBegan("1.0", "PJSIP/t-1", dialing()))
+    assert mirror.apply(DialEnded("1.0", "PJSIP/t-1", dialing(), answered=False)) == []
+    [record] = mirror.apply(parked(failed()))
+    assert isinstance(record, DialFailed)
+    assert (record.attempt, record.reason, record.hangup_cause, record.sip_code) == (1, FailureReason.NOT_FOUND, 1, 404)
+
+
+def test_a_new_number_ends_the_old_stay_and_begins_another(mirror: Mirror) -> None:
+    mirror.apply(parked())
+    left, begun = mirror.apply(parked(Marks("49124", 2, ChannelState.PARKED)))
+    assert isinstance(left, CallerLeft)
+    assert (left.conference, left.stay, left.reason) == ("49123", 1, LeftReason.NEW_NUMBER)
+    assert isinstance(begun, CallerParked)
+    assert (begun.conference, begun.stay) == ("49124", 2)
+
+
+def test_what_comes_twice_or_late_says_nothing(mirror: Mirror) -> None:
+    mirror.apply(parked())
+    assert mirror.apply(parked()) == []
+    mirror.apply(DialBegan("1.0", "PJSIP/t-1", dialing(2)))
+    for late in (parked(), DialBegan("1.0", "PJSIP/t-1", dialing(1)), parked(failed(1)), HungUp("9.9", 16, None)):
+        assert mirror.apply(late) == []
+    assert mirror.calls["1.0"].phase is Phase.DIALING
+
+
+def test_steps_whose_events_were_lost_are_told_all_the_same(mirror: Mirror) -> None:
+    mirror.apply(parked())
+    assert kinds(mirror.apply(DialEnded("1.0", "PJSIP/t-1", dialing(2), answered=True))) == [
+        "dial-started",
+        "caller-connected",
+    ]
+
+
+def test_a_dial_of_somebody_elses_before_any_redirect_is_nothing(mirror: Mirror) -> None:
+    mirror.apply(parked())
+    assert mirror.apply(DialBegan("1.0", "PJSIP/t-1", dialing(0))) == []
+
+
+@pytest.mark.parametrize(
+    ("marks", "in_lot", "bridged", "told"),
+    [
+        (WAITING, True, True, ["caller-parked"]),
+        (failed(2), True, True, ["caller-parked", "dial-failed"]),
+        (dialing(2), False, False, ["call-alive", "dial-started"]),
+        (dialing(2), False, True, ["call-alive", "dial-started", "caller-connected"]),
+        (replace(dialing(2), state=ChannelState.CONNECTED), False, True,
+         ["call-alive", "dial-started", "caller-connected"]),
+        (WAITING, False, False, []),
+        (replace(WAITING, state=ChannelState.ASKING), False, False, []),
+        (replace(WAITING, state=ChannelState.FULL), False, False, []),
+    ],
+)  # fmt: skip
+def test_a_mirror_that_begins_anew_tells_what_the_channels_say(
+    mirror: Mirror, marks: Marks, in_lot: bool, bridged: bool, told: list[str]
+) -> None:
+    entry = listed(marks, bridged=bridged)
+    snapshot = Snapshot({"1.0": parked(marks)} if in_lot else {}, (entry,))
+    assert kinds(mirror.reconcile(snapshot, renewed=True)) == told
+    assert kinds(mirror.announce()) == told
+    assert mirror.reconcile(snapshot, renewed=False) == []
+
+
+def test_an_arriving_call_is_announced_when_it_is_parked(mirror: Mirror) -> None:
+    mirror.reconcile(Snapshot({}, (listed(WAITING),)), renewed=True)
+    assert mirror.alive("1.0") is None
+    assert kinds(mirror.apply(parked())) == ["caller-parked"]
+
+
+def test_an_older_snapshot_undoes_nothing(mirror: Mirror) -> None:
+    mirror.apply(parked())
+    mirror.apply(DialEnded("1.0", "PJSIP/t-1", dialing(1), answered=True))
+    assert mirror.reconcile(Snapshot({"1.0": parked()}, (listed(WAITING),)), renewed=False) == []
+    assert mirror.calls["1.0"].phase is Phase.CONNECTED
+
+
+def test_a_call_absent_from_one_snapshot_may_still_say_how_it_ended(mirror: Mirror) -> None:
+    mirror.apply(parked())
+    assert mirror.reconcile(nothing_listed(), renewed=False) == []
+    [left] = mirror.apply(HungUp("1.0", 16, None))
+    assert isinstance(left, CallerLeft)
+    assert left.reason is LeftReason.HANGUP
+
+
+def test_a_call_absent_from_two_snapshots_or_the_first_of_a_session_is_gone(mirror: Mirror) -> None:
+    mirror.apply(parked())
+    mirror.reconcile(nothing_listed(), renewed=False)
+    [twice] = mirror.reconcile(nothing_listed(), renewed=False)
+    mirror.apply(parked())
+    [once] = mirror.reconcile(nothing_listed(), renewed=True)
+    assert isinstance(twice, CallerLeft)
+    assert twice.reason is LeftReason.GONE
+    assert once == twice
+
+
+def test_the_longest_wait_is_over(mirror: Mirror) -> None:
+    mirror.apply(parked())
+    mirror.reconcile(Snapshot({}, (listed(replace(WAITING, state=ChannelState.OVER)),)), renewed=False)
+    verdict = mirror.judge(instruction(1))
+    assert isinstance(verdict, Refused)
+    assert verdict.refusal is Refusal.NOT_PARKED
+    [left] = mirror.apply(HungUp("1.0", 16, None))
+    assert isinstance(left, CallerLeft)
+    assert left.reason is LeftReason.TIMED_OUT
+
+
+# --- instructions
+
+
+def refusal(mirror: Mirror, wanted: DialInstruction) -> tuple[Refusal, list[str]]:
+    verdict = mirror.judge(wanted)
+    assert isinstance(verdict, Refused)
+    return verdict.refusal, kinds(list(verdict.records))
+
+
+def test_a_parked_call_is_redirected_once_for_each_attempt(mirror: Mirror) -> None:
+    mirror.apply(parked())
+    assert mirror.judge(instruction(1)) == Redirect("PJSIP/t-1")
+    mirror.asked(instruction(1))
+    assert refusal(mirror, instruction(1)) == (Refusal.ALREADY_APPLIED, [])
+    mirror.apply(DialBegan("1.0", "PJSIP/t-1", dialing()))
+    assert refusal(mirror, instruction(1)) == (Refusal.ALREADY_APPLIED, ["call-alive", "dial-started"])
+    mirror.apply(parked(failed()))
+    assert refusal(mirror, instruction(1)) == (Refusal.ALREADY_APPLIED, ["caller-parked", "dial-failed"])
+    assert mirror.judge(instruction(2)) == Redirect("PJSIP/t-1")
+
+
+def test_an_attempt_whose_redirect_was_dropped_is_followed_by_the_next(mirror: Mirror) -> None:
+    mirror.apply(parked())
+    mirror.asked(instruction(1))
+    assert mirror.judge(instruction(2)) == Redirect("PJSIP/t-1")
+
+
+def test_a_call_that_is_gone_is_told_as_left(mirror: Mirror) -> None:
+    verdict = mirror.judge(instruction(1))
+    assert isinstance(verdict, Refused)
+    [left] = verdict.records
+    assert isinstance(left, CallerLeft)
+    assert (verdict.refusal, left.reason, left.call_id) == (Refusal.GONE, LeftReason.GONE, "gw-1/1.0")
+
+
+def test_an_instruction_for_a_stay_that_is_over_ends_it_there(mirror: Mirror) -> None:
+    mirror.apply(parked(Marks("49124", 2, ChannelState.PARKED)))
+    verdict = mirror.judge(instruction(1))
+    assert isinstance(verdict, Refused)
+    [left] = verdict.records
+    assert isinstance(left, CallerLeft)
+    assert (verdict.refusal, left.reason) == (Refusal.OTHER_STAY, LeftReason.NEW_NUMBER)
+    assert (left.conference, left.stay) == ("49123", 1)
+
+
+def test_an_instruction_for_a_stay_not_seen_yet_fails_so_that_the_next_comes(mirror: Mirror) -> None:
+    mirror.apply(parked())
+    assert refusal(mirror, instruction(1, stay=2)) == (Refusal.NOT_PARKED, ["dial-failed"])
+
+
+def test_a_call_that_dials_or_talks_is_left_alone_and_the_desk_is_told(mirror: Mirror) -> None:
+    mirror.apply(parked())
+    mirror.apply(DialBegan("1.0", "PJSIP/t-1", dialing()))
+    assert refusal(mirror, instruction(2)) == (Refusal.BUSY, ["call-alive", "dial-started"])
+    mirror.apply(DialEnded("1.0", "PJSIP/t-1", dialing(), answered=True))
+    assert refusal(mirror, instruction(2)) == (Refusal.BUSY, ["call-alive", "dial-started", "caller-connected"])
+
+
+@pytest.mark.parametrize("renewed", [True, False])
+def test_a_redirect_of_unknown_outcome_is_settled_by_the_channels_mark(mirror: Mirror, renewed: bool) -> None:
+    mirror.apply(parked())
+    mirror.asked(instruction(1))
+    mirror.unsure(instruction(1))
+    waiting = Snapshot({"1.0": parked()}, (listed(WAITING),))
+    [record] = mirror.reconcile(waiting, renewed=renewed)
+    assert isinstance(record, DialFailed)
+    assert (record.attempt, record.reason) == (1, FailureReason.NOT_PARKED)
+    assert mirror.reconcile(waiting, renewed=False) == []
+    assert refusal(mirror, instruction(1)) == (Refusal.ALREADY_APPLIED, [])
+
+    mirror.asked(instruction(2))
+    mirror.unsure(instruction(2))
+    done = Snapshot({}, (listed(dialing(2)),))
+    assert kinds(mirror.reconcile(done, renewed=renewed)) == ["dial-started"]
+
+
+def test_a_redirect_refused_because_the_channel_is_gone_needs_one_snapshot_only(mirror: Mirror) -> None:
+    mirror.apply(parked())
+    mirror.asked(instruction(1))
+    mirror.unsure(instruction(1))
+    assert kinds(mirror.reconcile(nothing_listed(), renewed=False)) == ["caller-left"]
+    mirror.unsure(instruction(1))
+
+
+def test_renewals(mirror: Mirror) -> None:
+    mirror.apply(parked())
+    mirror.apply(DialBegan("1.0", "PJSIP/t-1", dialing(3)))
+    alive = mirror.alive("1.0")
+    assert isinstance(alive, CallAlive)
+    assert (alive.state, alive.attempt, alive.caller) == (CallState.DIALING, 3, "+493012****")
+    assert mirror.alive("2.0") is None
+
+
+@pytest.mark.parametrize(
+    ("number", "form", "told"),
+    [
+        ("+4930123456", CallerForm.MASKED, "+493012****"),
+        ("12345", CallerForm.MASKED, "1****"),
+        ("1234", CallerForm.MASKED, "****"),
+        ("12", CallerForm.MASKED, "**"),
+        ("", CallerForm.MASKED, None),
+        ("+4930123456", CallerForm.FULL, "+4930123456"),
+        ("+4930123456", CallerForm.NONE, None),
+    ],
+)
+def test_the_form_of_callers_numbers(number: str, form: CallerForm, told: str | None) -> None:
+    assert shown(number, form) == (told, CallerForm.NONE if told is None else form)
+
+
+# --- anything in any order
+
+
+@dataclass
+class Caller:
+    """A channel as it really is."""
+
+    uniqueid: str
+    stay: int = 1
+    mark: int = 0
+    state: ChannelState = ChannelState.PARKED
+    failure: Failure | None = None
+
+    @property
+    def marks(self) -> Marks:
+        return Marks(str(10_000 + self.stay), self.stay, self.state, self.mark, self.failure)
+
+    @property
+    def parked(self) -> Parked:
+        return Parked(self.uniqueid, f"PJSIP/{self.uniqueid}", self.marks)
+
+    @property
+    def entry(self) -> Channel:
+        return Channel(self.uniqueid, f"PJSIP/{self.uniqueid}", self.marks, self.state is not ChannelState.DIALING)
+
+
+class GatewayMachine(RuleBasedStateMachine):
+    """An Asterisk whose events wait in a queue while its lists jump it, as the real one's do; and its mirror.
+
+    The queue holds events in order. A list tells the present and reaches the mirror before the events that wait. The
+    end of a session drops what waits.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mirror = Mirror("gw-1")
+        self.callers: dict[str, Caller] = {}
+        self.events: deque[Message] = deque()
+        self.told: list[CallRecord] = []
+        self.redirects: dict[str, DialInstruction] = {}
+        self.written: set[str] = set()
+        self.places: dict[str, tuple[int, int, Phase]] = {}
+        self.count = 0
+
+    def pick(self, number: int) -> Caller | None:
+        return list(self.callers.values())[number % len(self.callers)] if self.callers else None
+
+    # What happens at the gateway.
+
+    @rule()
+    def a_caller_comes(self) -> None:
+        self.count += 1
+        caller = Caller(f"{self.count}.0")
+        self.callers[caller.uniqueid] = caller
+        self.events.append(caller.parked)
+
+    @rule(number=st.integers(0, 9))
+    def a_redirect_is_consumed(self, number: int) -> None:
+        caller = self.pick(number)
+        wanted = self.redirects.pop(caller.uniqueid, None) if caller else None
+        if caller is None or wanted is None or caller.state is not ChannelState.PARKED:
+            return
+        if wanted.stay == caller.stay and wanted.attempt > caller.mark:
+            caller.mark, caller.state, caller.failure = wanted.attempt, ChannelState.DIALING, None
+            self.events.append(DialBegan(caller.uniqueid, f"PJSIP/{caller.uniqueid}", caller.marks))
+        else:
+            self.events.append(caller.parked)
+
+    @rule(number=st.integers(0, 9), answers=st.booleans())
+    def a_dial_ends(self, number: int, answers: bool) -> None:
+        caller = self.pick(number)
+        if caller is None or caller.state is not ChannelState.DIALING:
+            return
+        self.events.append(DialEnded(caller.uniqueid, f"PJSIP/{caller.uniqueid}", caller.marks, answers))
+        if answers:
+            caller.state = ChannelState.CONNECTED
+        else:
+            caller.state, caller.failure = ChannelState.PARKED, NOT_FOUND
+            self.events.append(caller.parked)
+
+    @rule(number=st.integers(0, 9))
+    def a_caller_enters_another_number(self, number: int) -> None:
+        caller = self.pick(number)
+        if caller is not None and caller.state is ChannelState.PARKED:
+            caller.stay, caller.mark, caller.failure = caller.stay + 1, 0, None
+            self.events.append(caller.parked)
+
+    @rule(number=st.integers(0, 9))
+    def a_caller_hangs_up(self, number: int) -> None:
+        caller = self.pick(number)
+        if caller is not None:
+            del self.callers[caller.uniqueid]
+            self.events.append(HungUp(caller.uniqueid, 16, caller.marks))
+
+    # What the agent sees.
+
+    @rule(number=st.integers(1, 3))
+    def events_arrive(self, number: int) -> None:
+        for _ in range(min(number, len(self.events))):
+            self.told += self.mirror.apply(self.events.popleft())
+
+    @rule()
+    def a_snapshot(self, renewed: bool = False) -> None:
+        in_lot = {c.uniqueid: c.parked for c in self.callers.values() if c.state is ChannelState.PARKED}
+        snapshot = Snapshot(in_lot, tuple(caller.entry for caller in self.callers.values()))
+        self.told += self.mirror.reconcile(snapshot, renewed=renewed)
+
+    @rule()
+    def the_session_ends_and_another_begins(self) -> None:
+        self.events.clear()
+        for wanted in self.redirects.values():
+            self.mirror.unsure(wanted)
+        self.a_snapshot(renewed=True)
+
+    @rule(rarely=st.integers(0, 4))
+    def the_agent_starts_anew(self, rarely: int) -> None:
+        if rarely:
+            return
+        self.mirror = Mirror("gw-1")
+        # Who ended meanwhile is unknown to it: the desk learns that by the lease.
+        self.told.clear()
+        self.places.clear()
+        self.written.clear()
+        self.events.clear()
+        self.redirects.clear()
+        self.a_snapshot(renewed=True)
+
+    # What the desk asks for.
+
+    @rule(
+        number=st.integers(0, 9),
+        ahead=st.sampled_from([0, 0, 0, 0, -1, 1]),
+        attempt=st.integers(1, 3),
+        at_once=st.booleans(),
+    )
+    def an_instruction(self, number: int, ahead: int, attempt: int, at_once: bool) -> None:
+        caller = self.pick(number)
+        if caller is None:
+            return
+        stay = max(1, caller.stay + ahead)
+        wanted = instruction(attempt, stay=stay, uniqueid=caller.uniqueid).model_copy(
+            update={"conference": str(10_000 + stay)}
+        )
+        verdict = self.mirror.judge(wanted)
+        if isinstance(verdict, Refused):
+            self.told += verdict.records
+            return
+        assert wanted.instruction_id not in self.written, "an attempt was redirected twice"
+        self.written.add(wanted.instruction_id)
+        self.mirror.asked(wanted)
+        self.redirects.setdefault(caller.uniqueid, wanted)
+        if at_once:
+            self.a_redirect_is_consumed(number)
+
+    # What must hold.
+
+    @invariant()
+    def a_mirror_never_runs_ahead_of_its_channel(self) -> None:
+        for call in self.mirror.calls.values():
+            if call.uniqueid in self.callers:
+                caller = self.callers[call.uniqueid]
+                assert (call.stay, call.mark) <= (caller.stay, caller.mark)
+
+    @invariant()
+    def a_call_never_steps_back(self) -> None:
+        for call in self.mirror.calls.values():
+            assert call.place >= self.places.get(call.uniqueid, call.place)
+        self.places = {call.uniqueid: call.place for call in self.mirror.calls.values()}
+
+    @invariant()
+    def nothing_is_told_that_never_was(self) -> None:
+        for record in self.told:
+            if isinstance(record, (DialStarted, CallerConnected)):
+                assert record.attempt >= 1
+            assert record.conference == str(10_000 + record.stay)
+
+    @precondition(lambda self: not self.events)
+    @rule()
+    def when_all_has_arrived_the_mirror_is_true(self) -> None:
+        self.a_snapshot()
+        self.a_snapshot()
+        truth = {caller.uniqueid: (caller.stay, caller.mark, caller.state.value) for caller in self.callers.values()}
+        seen = {call.uniqueid: (call.stay, call.mark, call.phase.name.lower()) for call in self.mirror.calls.values()}
+        assert seen == truth
+        for (call_id, stay), record in {(told.call_id, told.stay): told for told in self.told}.items():
+            caller = self.callers.get(call_id.removeprefix("gw-1/"))
+            if (caller is None or caller.stay != stay) and (call_id, stay) in self.announced():
+                assert isinstance(record, CallerLeft), "a stay that is over was not told as left"
+
+    def announced(self) -> set[tuple[str, int]]:
+        """The stays that the desk was told of as living."""
+        return {(told.call_id, told.stay) for told in self.told if isinstance(told, (CallerParked, CallAlive))}
+
+
+GatewayMachine.TestCase.settings = settings(max_examples=600, stateful_step_count=50, deadline=None)
+test_anything_in_any_order = GatewayMachine.TestCase
