@@ -12,6 +12,7 @@ It must never send anything without asking the fence in the same step, and never
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -60,7 +61,7 @@ class Kafka(Protocol):
     async def ends(self, topics: Iterable[str], partition: int) -> Mapping[str, int]:
         """The end offsets of these topics' partition."""
 
-    def keep(self, partition: int, rows: Mapping[bytes, bytes | None]) -> None:
+    def keep(self, rows: Mapping[bytes, bytes | None]) -> None:
         """Keep Faust's table in step with rows that were written to its changelog."""
 
 
@@ -142,7 +143,7 @@ class Engine:
         }
 
     def skip(self, topic: str, partition: int, offset: int) -> None:
-        """Retention removed inputs before they were applied: go on after ``offset``. Only `recover` may precede this."""
+        """Retention removed inputs before they were applied: go on after ``offset``."""
         self._partitions[partition].applied[topic] = offset
 
     # --- tasks ------------------------------------------------------------------------------------------------------
@@ -251,8 +252,8 @@ class Engine:
     async def _carry_out(self, groups: Sequence[tuple[Partition, Group]]) -> None:
         """State first: each partition's rows as one batch; only then the outputs."""
         await _all([await self._send_state(partition.number, group) for partition, group in groups])
-        for partition, group in groups:
-            self._kafka.keep(partition.number, group.rows)
+        for _, group in groups:
+            self._kafka.keep(group.rows)
         deliveries = []
         for _, group in groups:
             for output in group.outputs:
@@ -273,7 +274,7 @@ class Engine:
         for key, value in group.rows.items():
             if batch.append(key=key, value=value, timestamp=None) is None:
                 raise RuntimeError(
-                    f"partition {number}: a group of {group.consumed} inputs does not fit one batch; it would not be atomic"
+                    f"partition {number}: {group.consumed} inputs do not fit one batch, so they would not be atomic"
                 )
         self._fence.check()
         sent: Awaitable[Any] = await self._producer.send_batch(batch, self._topics.changelog.name, partition=number)
@@ -302,10 +303,8 @@ class Engine:
 
     async def _tick_forever(self) -> None:
         while True:
-            try:
+            with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._due_now.wait(), timeout=self._tick_seconds)
-            except asyncio.TimeoutError:
-                pass
             self._due_now.clear()
             await self._publish_due()
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import faust
 from faust.transport.drivers import aiokafka as driver
@@ -55,7 +55,7 @@ def _patched(owner: Any, name: str) -> Any:
         raise GuardError(f"{owner!r} has no {name}: the guards don't fit this version") from None
 
 
-class GuardedThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
+class GuardedThread(driver.AIOKafkaConsumerThread):
     """Faust's consumer thread with a short fetch wait and a watched heartbeat."""
 
     def _create_worker_consumer(self, transport: Any) -> Any:
@@ -78,7 +78,7 @@ class GuardedThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         beat: Callable[[], Awaitable[bool]] = _patched(coordinator, "_do_heartbeat")
         if getattr(beat, "watched", False):
             return
-        fence: Fence = self.app.fence
+        fence = cast(GuardedApp, self.app).fence
 
         async def watched() -> bool:
             sent_at = boottime()
@@ -102,7 +102,7 @@ class GuardedThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         return done
 
 
-class GuardedConsumer(driver.Consumer):  # type: ignore[misc]
+class GuardedConsumer(driver.Consumer):
     """Faust's consumer that reads on where the table says, not where the last commit says."""
 
     def _new_consumer_thread(self) -> Any:
@@ -110,7 +110,7 @@ class GuardedConsumer(driver.Consumer):  # type: ignore[misc]
 
     async def perform_seek(self) -> None:
         await super().perform_seek()
-        positions: Mapping[TP, int] = await self.app.next_positions()
+        positions: Mapping[TP, int] = await cast(GuardedApp, self.app).next_positions()
         if not positions:
             return
         await self._thread.seek_wait(positions)
@@ -120,16 +120,16 @@ class GuardedConsumer(driver.Consumer):  # type: ignore[misc]
             self._committed_offset[tp] = offset or None
         changelogs = {tp for tp in self.assignment() if self._is_changelog_tp(tp)}
         if changelogs:
-            await self._thread.pause_in_client(changelogs)
+            await cast(GuardedThread, self._thread).pause_in_client(changelogs)
 
 
-class GuardedTransport(driver.Transport):  # type: ignore[misc]
+class GuardedTransport(driver.Transport):
     """Faust's transport with the guarded consumer."""
 
     Consumer = GuardedConsumer
 
 
-class GuardedApp(faust.App):  # type: ignore[misc]
+class GuardedApp(faust.App):
     """Faust's app with the guards in place.
 
     The worker sets what to do: ``begin`` before the group is joined, ``next_positions`` says where each assigned input
@@ -155,7 +155,7 @@ class GuardedApp(faust.App):  # type: ignore[misc]
         self.consumer.stop_flow()
         self.flow_control.suspend()
 
-    async def _on_agent_error(self, agent: Any, exc: BaseException) -> None:
+    async def _on_agent_error(self, agent: Any, exc: BaseException) -> None:  # noqa: ARG002 - Faust's signature
         # Faust would restart the agent without the event that it failed at.
         self.failed(exc)
 

@@ -161,7 +161,7 @@ class Partition:
                 raise GapError(f"{given.topic}-{self.number} offset {given.offset} was applied before")
             if applied is not None and given.offset != applied + 1:
                 raise GapError(
-                    f"{given.topic}-{self.number}: offset {given.offset} came after {applied}; what is between is missing"
+                    f"{given.topic}-{self.number}: offset {given.offset} came after {applied}; some are missing"
                 )
             before = len(outputs)
             outcomes.append(self._one(given, rows, outputs))

@@ -141,7 +141,7 @@ class Worker:
             asyncio.create_task(self.engine.keep_time(), name="timers"),
         ]
 
-    async def _pump(self, stream: faust.types.StreamT[bytes]) -> None:
+    async def _pump(self, stream: Any) -> None:
         async for event in stream.noack().events():
             await self.engine.put(event)
 
@@ -211,7 +211,7 @@ class Worker:
         tps = [TP(name, partition) for name in names]
         return {tp.topic: end or 0 for tp, end in (await self.app.consumer.highwaters(*tps)).items()}
 
-    def keep(self, partition: int, rows: Mapping[bytes, bytes | None]) -> None:
+    def keep(self, rows: Mapping[bytes, bytes | None]) -> None:
         data = self.table.data
         for key, value in rows.items():
             if value is None:

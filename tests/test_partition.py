@@ -63,7 +63,7 @@ class Broker:
                 self.rows[key] = value
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """The worker is killed here."""
 
 
@@ -79,7 +79,7 @@ class Worker:
 
     def effect(self) -> None:
         if self.left == 0:
-            raise Killed
+            raise KilledError
         self.left -= 1
 
     def carry_out(self, group: Group) -> None:
@@ -147,7 +147,7 @@ def test_each_input_is_decided_once_and_nothing_is_lost(
     for effects in kills:
         try:
             Worker(broker, effects).run(group_size)
-        except Killed:
+        except KilledError:
             continue
     last = Worker(broker, 1_000_000)
     last.run(group_size)
@@ -196,8 +196,8 @@ def check_fold(found: list[JournalEntry], partition: Partition) -> None:
     """The table is the fold of the journal."""
     table: dict[tuple[str, str, str], dict[str, object]] = {}
     for entry in found:
-        for change in entry.changes:
-            change = dict(change)
+        for described in entry.changes:
+            change = dict(described)
             if "set" in change:
                 kind = str(change.pop("set"))
                 table[entry.conference, kind, row_key(kind, change)] = change

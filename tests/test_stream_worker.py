@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import signal
 from collections.abc import AsyncIterator
@@ -75,7 +76,7 @@ async def test_a_retry_comes_due_by_itself(kafka_settings: KafkaSettings, tmp_pa
         await on_kafka.send(kafka_settings, names.registrations.name, ("49123", registered()))
         issued = await instructions(kafka_settings, 3)
     assert [i.attempt for i in issued[:3]] == [1, 2, 3]
-    gaps = [b.issued_at_ms - a.issued_at_ms for a, b in zip(issued, issued[1:], strict=False)]
+    gaps = [b.issued_at_ms - a.issued_at_ms for a, b in itertools.pairwise(issued)]
     assert all(1000 <= gap < 3000 for gap in gaps), gaps
 
 
