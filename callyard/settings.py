@@ -186,6 +186,13 @@ class NodeSettings(Group):
         return frozenset(number.strip() for number in self.exclude.split(",") if number.strip())
 
 
+def _require_one_line(secret: SecretStr) -> SecretStr:
+    # A line break in it would begin another command.
+    if not secret.get_secret_value() or any(c in secret.get_secret_value() for c in "\r\n\0"):
+        raise ValueError("must be one line of text")
+    return secret
+
+
 class EslSettings(Group):
     """The node's FreeSWITCH event socket."""
 
@@ -199,6 +206,11 @@ class EslSettings(Group):
     reconnect_max_seconds: float = Field(
         10, gt=0, le=300, description="Most seconds between two attempts to connect; they begin at a quarter second."
     )
+
+    @field_validator("password")
+    @classmethod
+    def _one_line(cls, value: SecretStr) -> SecretStr:
+        return _require_one_line(value)
 
 
 class GatewaySettings(Group):
@@ -238,9 +250,7 @@ class AmiSettings(Group):
     @field_validator("secret")
     @classmethod
     def _one_line(cls, value: SecretStr) -> SecretStr:
-        if not value.get_secret_value() or any(c in value.get_secret_value() for c in "\r\n\0"):
-            raise ValueError("must be one line of text")
-        return value
+        return _require_one_line(value)
 
 
 _NETWORKS = r"^[0-9A-Fa-f.:/]+(,[0-9A-Fa-f.:/]+)*$"

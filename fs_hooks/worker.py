@@ -90,13 +90,11 @@ class Hook:
                 FAILURES.labels(type(error).__name__).inc()
                 if isinstance(error, WrongPasswordError) and not self._snapshot_taken.is_set():
                     raise CommandError(str(error)) from None
-                if isinstance(error, NotFreeSwitchError) and error.rubbish:
-                    self._aside.put(str(error), error.rubbish)
                 if followed_since is None:
                     self._apply(self._conferences.lost(), time.monotonic())
-                    self._tell(error)
+                    self._tell("cannot follow FreeSWITCH, trying again", error)
                 else:
-                    log.warning("connection to FreeSWITCH lost, connecting again", error=str(error))
+                    self._tell("connection to FreeSWITCH lost, connecting again", error)
                 if followed_since is not None and time.monotonic() - followed_since > STEADY_SECONDS:
                     backoff.reset()
                 else:
@@ -153,12 +151,15 @@ class Hook:
         self._snapshot_taken.set()
         log.info("following FreeSWITCH", conferences=len(self._conferences.live))
 
-    def _tell(self, error: EslError) -> None:
-        # An outage lasts long and is retried often: the same trouble is told once a minute.
+    def _tell(self, event: str, error: EslError) -> None:
+        # An outage lasts long and is retried often: the same trouble is told, and set aside, once a minute.
         text, at = self._told
-        if str(error) != text or time.monotonic() - at >= REPEAT_SECONDS:
-            log.error("cannot follow FreeSWITCH, trying again", error=str(error))
-            self._told = (str(error), time.monotonic())
+        if str(error) == text and time.monotonic() - at < REPEAT_SECONDS:
+            return
+        self._told = (str(error), time.monotonic())
+        log.error(event, error=str(error))
+        if isinstance(error, NotFreeSwitchError) and error.rubbish:
+            self._aside.put(str(error), error.rubbish)
 
 
 async def run(stop: asyncio.Event, settings: Loaded, *, dry_run: bool = False) -> None:

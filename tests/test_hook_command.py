@@ -21,10 +21,15 @@ def test_all_that_is_wrong_with_the_settings_is_said_at_once(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CALLYARD_ESL_PORT", "none")
+    monkeypatch.setenv("CALLYARD_ESL_PASSWORD", "two\nlines")
     monkeypatch.setenv("CALLYARD_NODE_SIP_URI", "sip:49123@192.0.2.7")
     assert main(["hook"]) == 2
     said = capfd.readouterr().err
-    for problem in ("CALLYARD_ESL_PORT: ", "CALLYARD_ESL_PASSWORD is not set", "must hold {conference} exactly once"):
+    for problem in (
+        "CALLYARD_ESL_PORT: ",
+        "CALLYARD_ESL_PASSWORD: must be one line",
+        "must hold {conference} exactly once",
+    ):
         assert problem in said
 
 
@@ -35,13 +40,14 @@ async def test_a_dry_run_prints_the_records_and_needs_no_kafka(tmp_path: Path) -
         older = freeswitch.open("41111").instance
         child = hook(None, freeswitch.port, tmp_path / "log", "--dry-run", "--config", str(config))
         async with running(child):
-            newer = freeswitch.open("42222").instance
-            freeswitch.close(newer)
 
             def printed() -> list[str]:
                 lines = [line for line in child.lines() if orjson.loads(line).get("schema_version")]
                 return [words(parse(REGISTRATIONS, line.encode())) for line in lines]
 
+            newer = freeswitch.open("42222").instance
+            await until(lambda: len(printed()) == 2, what=child.lines)
+            freeswitch.close(newer)
             await until(lambda: len(printed()) == 3, what=child.lines)
         assert printed() == [f"+ 41111 {older}", f"+ 42222 {newer}", f"- 42222 {newer} ended"]
 
