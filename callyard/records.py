@@ -263,7 +263,8 @@ class DialInstruction(Record):
     call_id: CallId
     conference: Conference
     stay: StayNumber
-    attempt: Attempt
+    attempt: Annotated[int, Field(ge=1, le=2**53 - 1)]
+    """Wider than what a gateway may claim: the stream can always count on from there."""
     sip_uri: SipUri
     node_id: NodeId
     source: Source

@@ -112,7 +112,7 @@ def entries(broker: Broker) -> list[JournalEntry]:
 
 calls = st.sampled_from(["1", "2", "3", "4", "5"])
 conferences = st.sampled_from(CONFERENCES)
-attempts = st.integers(1, 3)
+attempts = st.integers(1, 3) | st.just(1_000_000)
 events: st.SearchStrategy[InputRecord] = st.one_of(
     st.builds(registered, st.sampled_from("ab"), st.sampled_from(["node-1", "node-2"]), conferences),
     st.builds(
@@ -261,7 +261,8 @@ def test_a_skipped_input_ends_the_worker_rather_than_being_lost() -> None:
         (b"49123", b"not json", "not JSON"),
         (b"49123", None, "no value"),
         (b"49123", b"\xff\x00", "not JSON"),
-        (b"49123", b'{"type":"dance"}', "'dance' is none of"),
+        (b"49123", b'{"type":"dance","schema_version":1}', "'dance' is none of"),
+        (b"49123", b'{"type":"call-alive"}', "has no schema_version"),
         (b"49123", parked().encode().replace(b'"schema_version":1', b'"schema_version":9'), "upgrade this program"),
         (b"49124", parked().encode(), "must be its conference"),
         (None, parked().encode(), "must be its conference"),
