@@ -20,7 +20,16 @@ from enum import Enum
 from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 SCHEMA_VERSION: Literal[1] = 1
 """The schema version that this program writes; it reads this one only."""
@@ -52,6 +61,18 @@ Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
 """Bounded to what every JSON reader holds exactly; a larger number could be read here and never be written again."""
 Milliseconds = Count
 Text = Annotated[str, StringConstraints(max_length=200)]
+
+
+def _writable(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        orjson.dumps(value)
+    except TypeError as error:
+        raise ValueError(f"cannot be written as JSON again: {error}") from None
+    return value
+
+
+Free = Annotated[dict[str, Any], AfterValidator(_writable)]
+"""An object without a form of its own. JSON that can be read here holds larger numbers than can be written."""
 
 
 class RecordError(ValueError):
@@ -316,7 +337,7 @@ class JournalEntry(Record):
     """What the transition table says: a transition, or a named no-op such as ``duplicate`` or ``stale``."""
     why: str
     """One sentence for people."""
-    changes: tuple[dict[str, Any], ...] = ()
+    changes: tuple[Free, ...] = ()
     instructions: tuple[DialInstruction, ...] = ()
     policy_digest: str
 
@@ -337,7 +358,7 @@ class PolicyDeclared(Record):
     type: Literal["policy-declared"] = "policy-declared"
     partition: Count
     digest: str
-    policy: dict[str, Any]
+    policy: Free
 
 
 RegistrationRecord = ConferenceRegistered | ConferenceUnregistered
