@@ -78,7 +78,7 @@ class GuardedThread(driver.AIOKafkaConsumerThread):
         beat: Callable[[], Awaitable[bool]] = _patched(coordinator, "_do_heartbeat")
         if getattr(beat, "watched", False):
             return
-        fence = cast(GuardedApp, self.app).fence
+        fence = cast("GuardedApp", self.app).fence
 
         async def watched() -> bool:
             sent_at = boottime()
@@ -110,7 +110,7 @@ class GuardedConsumer(driver.Consumer):
 
     async def perform_seek(self) -> None:
         await super().perform_seek()
-        positions: Mapping[TP, int] = await cast(GuardedApp, self.app).next_positions()
+        positions: Mapping[TP, int] = await cast("GuardedApp", self.app).next_positions()
         if not positions:
             return
         await self._thread.seek_wait(positions)
@@ -120,7 +120,7 @@ class GuardedConsumer(driver.Consumer):
             self._committed_offset[tp] = offset or None
         changelogs = {tp for tp in self.assignment() if self._is_changelog_tp(tp)}
         if changelogs:
-            await cast(GuardedThread, self._thread).pause_in_client(changelogs)
+            await cast("GuardedThread", self._thread).pause_in_client(changelogs)
 
 
 class GuardedTransport(driver.Transport):
