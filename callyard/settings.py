@@ -51,6 +51,9 @@ class SettingsError(Exception):
         super().__init__("settings:\n" + "\n".join(f"  {problem}" for problem in self.problems))
 
 
+_SERVER = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})")
+
+
 class Group(BaseModel):
     """A group of settings: one table of the file, one prefix of the environment."""
 
@@ -109,8 +112,8 @@ class KafkaSettings(Group):
     @classmethod
     def _servers(cls, value: str) -> str:
         for server in value.split(","):
-            host, _, port = server.strip().rpartition(":")
-            if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            found = _SERVER.fullmatch(server.strip())
+            if found is None or not 0 < int(found["port"]) < 65536:
                 raise ValueError(f"{server.strip()!r} is not host:port")
         return value
 
