@@ -28,7 +28,7 @@ from agents.mirror import Mirror
 from callyard import clients
 from callyard.errors import CommandError
 from callyard.records import CallerLeft, CallRecord
-from callyard.sending import SENT, Sender
+from callyard.sending import Sender
 from callyard.settings import KafkaSettings
 from callyard.topics import Topics
 
@@ -38,6 +38,8 @@ MAX_WAITING = 20_000
 MAX_ENDED = 20_000
 STANDBY_SECONDS = 30.0
 RETRY_SECONDS = 1.0
+STALL_SECONDS = 3.0
+"""A delivery that takes longer is an outage: an idempotent producer retries by itself, for ever and without a word."""
 
 BEHIND = Counter("callyard_agent_behind", "Times that Kafka took no records, so that all was announced anew later.")
 
@@ -64,6 +66,7 @@ class Publisher:
         self._behind = False
         self._announce = False
         self._under_way = 0
+        self._progress = 0.0
         self._failure: BaseException | None = None
         self.announced = asyncio.Event()
         """Set once an announcement was delivered completely since `speak`."""
@@ -154,10 +157,19 @@ class Publisher:
                 if isinstance(item, Rejected):
                     await sender.reject(item.source, item.reason, item.value, item.key)
                     continue
-                delivery = await sender.begin(item, item.conference)
+                if not self._under_way:
+                    self._progress = time.monotonic()
                 self._under_way += 1
+                delivery = await sender.begin(item, item.conference)
                 delivery.add_done_callback(partial(self._delivered, item))
             self._check_announced()
+
+    async def watch(self) -> None:
+        """Say so when Kafka takes nothing; until cancelled."""
+        while True:
+            await asyncio.sleep(STALL_SECONDS / 3)
+            if self._under_way and time.monotonic() - self._progress > STALL_SECONDS:
+                self._told_behind(f"nothing was delivered for {STALL_SECONDS:g} s")
 
     def _delivered(self, record: CallRecord, delivery: asyncio.Future[object]) -> None:
         self._under_way -= 1
@@ -166,7 +178,7 @@ class Publisher:
             self._failure = KafkaError(f"not delivered: {failure!r}") if delivery.cancelled() else failure
             self._wake.set()
             return
-        SENT.labels(self._topics.calls.name, record.type).inc()
+        self._progress = time.monotonic()
         if isinstance(record, CallerLeft):
             self._ended.pop((record.call_id, record.stay), None)
         if log.is_enabled_for(10):
@@ -178,7 +190,7 @@ class Publisher:
             self.announced.set()
             if self._behind:
                 self._behind = False
-                log.info("Kafka takes records again; everything was announced anew")
+                log.info("Kafka takes records again; everything is told")
 
     def _told_behind(self, why: str) -> None:
         if not self._behind:

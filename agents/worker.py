@@ -51,6 +51,7 @@ async def work(settings: Loaded, stop: asyncio.Event) -> None:
 
     tasks = Tasks()
     tasks.start("publish", publisher.run())
+    tasks.start("watch", publisher.watch())
     tasks.start("gateway", gateway.run())
     tasks.start("renew", gateway.renew())
     tasks.start("dials", dials.run())

@@ -8,10 +8,33 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 
 import structlog
 
 from callyard.settings import LogSettings
+
+OURS = ("callyard", "streams", "agents", "fs_hooks", "ast_config")
+REPEAT_SECONDS = 10.0
+
+
+class _Rarely(logging.Filter):
+    """Lets the same complaint of a library through every ten seconds: without a broker aiokafka makes 130 a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.split(".")[0] in OURS:
+            return True
+        complaint, now = (record.name, str(record.msg)[:60]), time.monotonic()
+        if now - self._told.get(complaint, -REPEAT_SECONDS) < REPEAT_SECONDS:
+            return False
+        if len(self._told) > 1000:
+            self._told.clear()
+        self._told[complaint] = now
+        return True
 
 
 def configure(settings: LogSettings, worker: str) -> None:
@@ -34,6 +57,7 @@ def configure(settings: LogSettings, worker: str) -> None:
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_Rarely())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
@@ -43,6 +67,6 @@ def configure(settings: LogSettings, worker: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    for name in ("callyard", "streams", "agents", "fs_hooks", "ast_config"):
+    for name in OURS:
         logging.getLogger(name).setLevel(level)
     structlog.contextvars.bind_contextvars(worker=worker)

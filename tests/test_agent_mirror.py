@@ -211,6 +211,15 @@ def test_an_attempt_whose_redirect_was_dropped_is_followed_by_the_next(mirror: M
     assert mirror.judge(instruction(2)) == Redirect("PJSIP/t-1")
 
 
+def test_an_attempt_that_was_asked_for_is_not_asked_for_again_because_an_older_one_is_seen_late(mirror: Mirror) -> None:
+    mirror.apply(parked())
+    mirror.asked(instruction(1))
+    mirror.asked(instruction(2))
+    mirror.apply(DialBegan("1.0", "PJSIP/t-1", dialing(1)))
+    mirror.apply(parked(failed(1)))
+    assert refusal(mirror, instruction(2)) == (Refusal.ALREADY_APPLIED, [])
+
+
 def test_a_call_that_is_gone_is_told_as_left(mirror: Mirror) -> None:
     verdict = mirror.judge(instruction(1))
     assert isinstance(verdict, Refused)

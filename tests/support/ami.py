@@ -108,10 +108,10 @@ class AmiDouble:
 
 
 @asynccontextmanager
-async def ami_double() -> AsyncIterator[AmiDouble]:
-    """A double on a free port until the block ends."""
+async def ami_double(port: int = 0) -> AsyncIterator[AmiDouble]:
+    """A double until the block ends, on this port; 0: a free one."""
     double = AmiDouble()
-    server = await asyncio.start_server(double.serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(double.serve, "127.0.0.1", port)
     double.port = server.sockets[0].getsockname()[1]
     try:
         yield double
