@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from callyard import clients, topics
 from callyard.errors import CommandError
@@ -90,6 +92,15 @@ async def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         await EmbeddedKafka(tmp_path / "file" / "data").start()
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def used_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data folder of a broker that served and was stopped; to be copied."""
+    folder = tmp_path_factory.mktemp("used") / "data"
+    async with embedded.running(folder):
+        pass
+    return folder
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -103,11 +114,10 @@ async def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     ],
 )
 async def test_a_damaged_data_folder_is_explained(
-    tmp_path: Path, name: str, content: str | None, message: str
-) -> None:  # fmt: skip
+    tmp_path: Path, used_folder: Path, name: str, content: str | None, message: str
+) -> None:
+    shutil.copytree(used_folder, tmp_path / "data")
     kafka = EmbeddedKafka(tmp_path / "data")
-    await kafka.start()
-    await kafka.stop()
     damaged = tmp_path / "data" / name
     damaged.unlink()
     if content is not None:
