@@ -23,6 +23,10 @@ HEADER = """\
 """
 
 
+# As callyard.records.SIP_URI_PATTERN, in what POSIX and a function's argument in the dialplan allow.
+URI_PATTERN = r"^sips?:[A-Za-z0-9._+-]+@[][A-Za-z0-9:.-]+(;transport=(udp|tcp|tls))?$"
+
+
 class ValueRefusedError(ValueError):
     """A setting holds what would break out of its line in a configuration file."""
 
@@ -60,6 +64,7 @@ def render(settings: AsteriskSettings, ami: AmiSettings) -> dict[str, str]:
         "ami_username": ami.username,
         "ami_secret": _secret(ami.secret.get_secret_value()),
         "trunks": settings.trunk_networks.split(","),
+        "uri_pattern": URI_PATTERN,
         "number_pattern": f"^[0-9]{{{settings.least_digits},{settings.most_digits}}}$",
         "managers": settings.manager_networks.split(","),
     }

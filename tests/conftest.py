@@ -13,6 +13,8 @@ from callyard.kafka import embedded
 from callyard.settings import KafkaSettings
 from tests.support import kafka as topics_of
 
+pytest_plugins = ["tests.support.asterisk"]
+
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,8 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 LEAST_ASTERISK = (20, 10)
 """The oldest Asterisk whose manager.conf has the event filters that are rendered."""
 STAMP = "callyard-prepared.json"
+SYSTEM_PROGRAMS = ":/usr/sbin:/usr/local/sbin"
+"""Where Debian has Asterisk; on no ordinary user's PATH."""
 INSTANCE = "/callyard"
 """Where, inside the tree, an instance's own directory is mounted."""
 
@@ -73,8 +75,7 @@ def _output(*argv: str | Path) -> str:
 
 
 def _asterisk_here() -> tuple[Path, str] | None:
-    # Debian has it in /usr/sbin, which is on no ordinary user's PATH.
-    path = shutil.which("asterisk", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+    path = shutil.which("asterisk", path=os.environ.get("PATH", "") + SYSTEM_PROGRAMS)
     version = _output(path, "-V") if path else ""
     numbers = re.search(r"(\d+)\.(\d+)", version)
     if path is None or numbers is None or (int(numbers[1]), int(numbers[2])) < LEAST_ASTERISK:

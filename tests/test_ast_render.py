@@ -1,0 +1,148 @@
+"""Rendering and writing the gateway's configuration: complete, unbreakable, never over what isn't ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jinja2 import UndefinedError
+
+from ast_config import render as rendering
+from ast_config.files import MODE, ForeignFileError, differences, write
+from ast_config.render import ValueRefusedError, is_ours, names, render
+from callyard.main import main
+from callyard.settings import AmiSettings, AsteriskSettings, SettingsError, load
+
+AMI = AmiSettings(secret="secret")
+
+
+def loaded(**environment: str) -> AsteriskSettings:
+    return load(AsteriskSettings, environment=environment)[AsteriskSettings]
+
+
+def test_every_file_is_rendered_and_sealed() -> None:
+    files = render(AsteriskSettings(), AMI)
+    assert sorted(files) == names()
+    assert {"pjsip.conf", "manager.conf", "extensions_callyard.conf", "res_parking.conf"} <= set(files)
+    assert all(is_ours(content) for content in files.values())
+    assert render(AsteriskSettings(), AMI) == files
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PROMPT_NUMBER", "conf-getconfno)\n same => n,System(id"),
+        ("PROMPT_FULL", "a,b"),
+        ("CODECS", "ulaw\nallow = all"),
+        ("MEDIA_ADDRESS", "127.0.0.1\ncontext = x"),
+        ("MEDIA_ADDRESS", "example.org"),
+        ("TRUNK_NETWORKS", "0.0.0.0/33"),
+        ("TRUNK_NETWORKS", "127.0.0.1;x"),
+        ("MUSIC_DIRECTORY", "../../etc"),
+        ("UNKNOWN_CALLER", "Anonymous"),
+        ("UNKNOWN_CALLER", ""),
+        ("LANGUAGE", "en,de"),
+        ("LEAST_DIGITS", "4"),
+        ("SIP_PORT", "0"),
+    ],
+)
+def test_setting_that_would_break_out_is_refused_by_name(variable: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"CALLYARD_ASTERISK_{variable}: "):
+        loaded(**{f"CALLYARD_ASTERISK_{variable}": value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"LEAST_DIGITS": "8", "MOST_DIGITS": "7"}, "MOST_DIGITS"),
+        ({"RTP_FIRST_PORT": "9000", "RTP_LAST_PORT": "8000"}, "RTP_LAST_PORT"),
+    ],
+)
+def test_range_the_wrong_way_round_is_refused(changes: dict[str, str], named: str) -> None:
+    with pytest.raises(SettingsError, match=f"CALLYARD_ASTERISK_{named}: must not be less than"):
+        loaded(**{f"CALLYARD_ASTERISK_{name}": value for name, value in changes.items()})
+
+
+@given(st.text(min_size=1, max_size=40))
+def test_secret_never_makes_a_line_of_its_own(secret: str) -> None:
+    try:
+        ami = AmiSettings(secret=secret)
+        content = render(AsteriskSettings(), ami)["manager.conf"]
+    except (ValueError, ValueRefusedError):
+        return
+    reference = render(AsteriskSettings(), AMI)["manager.conf"]
+    lines, expected = content.split("\n"), reference.split("\n")
+    differing = [new for new, old in zip(lines, expected, strict=True) if new != old and "digest" not in new]
+    assert differing == ([] if secret == "secret" else [f"secret = {secret.replace(';', chr(92) + ';')}"])
+
+
+@pytest.mark.parametrize("secret", [" x", "x ", "x\\", "a\\;b"])
+def test_secret_that_asterisk_would_change_is_refused(secret: str) -> None:
+    with pytest.raises(ValueRefusedError, match="CALLYARD_AMI_SECRET"):
+        render(AsteriskSettings(), AmiSettings(secret=secret))
+
+
+def test_name_that_a_template_does_not_know_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.conf.j2").write_text("a = {{ misspelt }}\n")
+    monkeypatch.setattr(rendering, "TEMPLATES", tmp_path)
+    with pytest.raises(UndefinedError, match="misspelt"):
+        render(AsteriskSettings(), AMI)
+
+
+def test_each_setting_is_used() -> None:
+    """A setting that changes no file would be a promise without effect."""
+    other: dict[str, Any] = {
+        "base_directory": "/srv/asterisk", "sip_host": "192.0.2.1", "sip_port": 5070, "media_address": "192.0.2.2",
+        "trunk_networks": "192.0.2.0/24", "rtp_first_port": 12000, "rtp_last_port": 13000, "rtp_timeout_seconds": 5,
+        "codecs": "g722", "dtmf_mode": "inband", "least_digits": 6, "most_digits": 9, "tries": 4, "digit_seconds": 3,
+        "lot_size": 7, "longest_wait_seconds": 77, "dial_seconds": 9, "while_dialing": "ringing", "caller_id": "full",
+        "unknown_caller": "nobody", "language": "de", "music_directory": "other", "prompt_number": "a",
+        "prompt_wrong": "b", "prompt_goodbye": "c", "prompt_full": "d", "prompt_waited": "e",
+        "manager_networks": "192.0.2.9",
+    }  # fmt: skip
+    assert set(other) == set(AsteriskSettings.model_fields)
+    usual = render(AsteriskSettings(), AMI)
+    assert [name for name, value in other.items() if render(AsteriskSettings(**{name: value}), AMI) == usual] == []
+
+
+def test_writes_updates_and_then_has_nothing_to_do(tmp_path: Path) -> None:
+    out = tmp_path / "etc"
+    assert write(out, render(AsteriskSettings(), AMI)) == names()
+    assert {path.name for path in out.iterdir()} == set(names())
+    assert (out / "manager.conf").stat().st_mode & 0o777 == MODE
+    changed = render(AsteriskSettings(lot_size=5), AMI)
+    assert "+parkpos => 1-5\n" in differences(out, changed)
+    assert write(out, changed) == ["res_parking.conf"]
+    assert (write(out, changed), differences(out, changed)) == ([], "")
+
+
+@pytest.mark.parametrize("edited", [True, False])
+def test_foreign_or_edited_file_is_left_alone_and_nothing_is_written(tmp_path: Path, edited: bool) -> None:
+    files = render(AsteriskSettings(), AMI)
+    if edited:
+        write(tmp_path, files)
+        (tmp_path / "pjsip.conf").write_text(files["pjsip.conf"] + "; by hand\n")
+    else:
+        (tmp_path / "pjsip.conf").write_text("[mine]\n")
+    before = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    with pytest.raises(ForeignFileError, match=r"pjsip\.conf"):
+        write(tmp_path, render(AsteriskSettings(sip_port=5070, lot_size=3), AMI))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
+
+
+def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["render", "asterisk", "--out", str(tmp_path / "etc")]
+    assert main(words) == 2
+    assert "CALLYARD_AMI_SECRET is not set" in capsys.readouterr().err
+    monkeypatch.setenv("CALLYARD_AMI_SECRET", "secret")
+    assert main([*words, "--diff"]) == 1
+    assert "+secret = secret" in capsys.readouterr().out
+    assert not (tmp_path / "etc").exists()
+    assert main(words) == 0
+    assert main([*words, "--diff"]) == 0
+    (tmp_path / "etc" / "rtp.conf").write_text("mine\n")
+    assert main(words) == 1
+    assert "rtp.conf" in capsys.readouterr().err
