@@ -230,6 +230,8 @@ class Session:
                 raise self.lost from None
             raise AmiUnreachableError(f"no login at {self.address}: {error}; {hint}") from None
         self._pinger = asyncio.create_task(self._ping(ping_seconds), name="ami ping")
+        # A session that nobody pings could be dead without anybody noticing: it ends with its pinger.
+        self._pinger.add_done_callback(lambda _: self.fail(AmiLostError("the manager connection is no longer pinged")))
 
     def send(self, action: str, fields: Mapping[str, str]) -> Pending:
         """Write an action at once; what `answer` takes. Actions are done in the order in which they are sent.

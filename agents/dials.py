@@ -22,7 +22,12 @@ import time
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
-from aiokafka.errors import IllegalStateError, KafkaError
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    IllegalStateError,
+    KafkaError,
+    TopicAuthorizationFailedError,
+)
 from prometheus_client import Counter, Gauge
 
 from agents import ami
@@ -31,6 +36,7 @@ from agents.inbox import Held, Inbox, Taken
 from agents.mirror import Mirror, Redirect, Refused
 from agents.publish import Publisher
 from callyard import clients
+from callyard.errors import CommandError
 from callyard.records import DialInstruction, FailureReason, RecordError, split_sip_uri
 from callyard.settings import KafkaSettings
 from callyard.topics import Topics, partition_of
@@ -102,7 +108,17 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
             self.joined.set()
 
     async def run(self) -> None:
-        """Read and apply until cancelled."""
+        """Read and apply until cancelled. Raises `CommandError` when Kafka does not permit it."""
+        try:
+            await self._run()
+        except (TopicAuthorizationFailedError, GroupAuthorizationFailedError) as error:
+            group = group_of(self._settings, self._gateway_id)
+            raise CommandError(
+                f"Kafka lets this user not read {self._partition.topic} in group {group} ({error!r}):"
+                " grant it READ on both"
+            ) from None
+
+    async def _run(self) -> None:
         async with clients.consumer(
             self._settings,
             group_id=group_of(self._settings, self._gateway_id),
@@ -131,9 +147,11 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
             # What was fetched before is read again: the takeover seeks.
             try:
                 await self._begin(consumer)
-            except IllegalStateError:
-                # Taken away again in the meantime; the group says what comes next.
-                log.debug("takeover given up")
+            except (IllegalStateError, KafkaError) as error:
+                # The partition was taken away again, or Kafka doesn't answer now. The next round tries anew.
+                if not isinstance(error, IllegalStateError) and not error.retriable:
+                    raise
+                log.warning("cannot take over yet", why=repr(error))
             return
         if not self._owner:
             return

@@ -50,58 +50,71 @@ class Gateway:
         self.synced = asyncio.Event()
         """Set as long as there is such a session."""
         self._snapshot_wanted = asyncio.Event()
+        self._began = False
+        self._told: set[str] = set()
 
     def want_snapshot(self) -> None:
         """Take a snapshot now: something is in doubt."""
         self._snapshot_wanted.set()
 
     async def run(self) -> None:
-        """Stay connected until cancelled. Raises `ami.AmiRefusedError`: with these settings it never will be."""
-        retry, told = FIRST_RETRY_SECONDS, False
+        """Stay connected until cancelled.
+
+        Raises `ami.AmiRefusedError` when Asterisk refuses the first session: then a setting is wrong. Later it may be
+        starting anew, with its users not loaded yet.
+        """
+        retry = FIRST_RETRY_SECONDS
         while True:
             try:
-                session = await ami.connect(self._settings)
-            except ami.AmiUnreachableError as error:
-                SESSIONS.labels("unreachable").inc()
-                (log.debug if told else log.error)("no session with Asterisk; trying again", why=str(error))
-                told = True
-            else:
-                try:
-                    await self._attend(session)
-                except ami.AmiError as error:
-                    if self.synced.is_set():
-                        retry, told = FIRST_RETRY_SECONDS, False
-                    SESSIONS.labels("lost").inc()
-                    (log.debug if told else log.error)("the session with Asterisk ended", why=str(error))
-                    told = True
-                finally:
-                    self.session = None
-                    self.synced.clear()
-                    session.close()
+                await self._attend(await ami.connect(self._settings))
+            except ami.AmiError as error:
+                if isinstance(error, ami.AmiRefusedError) and not self._began:
+                    raise
+                SESSIONS.labels("lost" if self.synced.is_set() else "failed").inc()
+                if self.synced.is_set():
+                    retry = FIRST_RETRY_SECONDS
+                self._tell(str(error))
+            finally:
+                self.session = None
+                self.synced.clear()
             # Equal jitter: all agents of a restarted gateway must not come at the same moment.
             await asyncio.sleep(retry * random.uniform(0.5, 1))  # noqa: S311 - jitter
             retry = min(retry * 2, self._settings.reconnect_max_seconds)
 
+    def _tell(self, why: str) -> None:
+        # An outage is told once, in each of its forms.
+        if why not in self._told:
+            self._told.add(why)
+            log.error("no session with Asterisk; trying again", why=why)
+
     async def _attend(self, session: ami.Session) -> None:
         snapshots = asyncio.create_task(self._snapshots(session), name="snapshots")
-        parked: dict[str, Parked] = {}
+        # Without snapshots a session is of no use, so it ends with them.
+        snapshots.add_done_callback(lambda _: session.close())
         try:
-            while True:
-                item = await session.next()
-                if isinstance(item, ami.Event):
-                    self._event(item.headers)
-                elif item.error is not None:
-                    raise ami.AmiError(
-                        f"Asterisk does not list {item.action} ({item.error}): check that res_parking is loaded and"
-                        " that the manager user has write=call"
-                    )
-                elif item.action == "ParkedCalls":
-                    parked = {entry.uniqueid: entry for entry in self._entries(item, read_parked)}
-                else:
-                    self._reconcile(session, Snapshot(parked, tuple(self._entries(item, read_channel))))
+            await self._follow(session)
         finally:
+            session.close()
             snapshots.cancel()
-            await asyncio.gather(snapshots, return_exceptions=True)
+            [ended] = await asyncio.gather(snapshots, return_exceptions=True)
+            if isinstance(ended, Exception) and not isinstance(ended, ami.AmiError):
+                raise ended
+
+    async def _follow(self, session: ami.Session) -> None:
+        parked: dict[str, Parked] = {}
+        while True:
+            item = await session.next()
+            if isinstance(item, ami.Event):
+                self._event(item.headers)
+            elif item.error is not None:
+                raise ami.AmiError(
+                    f"Asterisk does not list {item.action} ({item.error}): check that res_parking is loaded and"
+                    " that the manager user has write=call"
+                )
+            elif item.action == "ParkedCalls":
+                parked = {entry.uniqueid: entry for entry in self._entries(item, read_parked)}
+            else:
+                self._reconcile(session, Snapshot(parked, tuple(self._entries(item, read_channel))))
 
     async def _snapshots(self, session: ami.Session) -> None:
         # The lot is listed before the channels: whoever is in the lot and then no longer parked, has moved on.
@@ -141,6 +154,8 @@ class Gateway:
             log.info("snapshot taken", calls=len(self._mirror.calls), parked=len(snapshot.parked))
             self.session = session
             self.synced.set()
+            self._began = True
+            self._told.clear()
             # Whatever was published while events were lost may be wrong by now.
             self._publisher.announce()
         elif records:

@@ -23,6 +23,7 @@ from tests.support.wait import until
 pytestmark = pytest.mark.kafka
 
 CONFERENCE = "49123"
+TRYING = "no session with Asterisk; trying again"
 URI = "sip:49123@192.0.2.7:5060;transport=tcp"
 
 
@@ -96,15 +97,32 @@ async def test_an_asterisk_that_comes_up_later_is_awaited(kafka_settings: KafkaS
     child = agent(kafka_settings, AmiDouble().settings(port=port), tmp_path / "log")
     child.start()
     try:
-        await until(lambda: logged(child, "no session with Asterisk; trying again"))
+        await until(lambda: logged(child, TRYING))
         await until(lambda: logged(child, "instructions read to their end"))
         assert not logged(child, "ready")
         async with ami_double(port):
             await child.ready(20)
-        told = [fields["level"] for fields in logged(child, "no session with Asterisk; trying again")]
-        assert told.count("error") == 1
+        assert len(logged(child, TRYING)) == 1
     finally:
         assert await child.stop() == 0
+
+
+async def test_an_asterisk_that_refuses_later_may_be_starting_anew(
+    kafka_settings: KafkaSettings, double: AmiDouble, tmp_path: Path
+) -> None:
+    child = agent(kafka_settings, double.settings(), tmp_path / "log")
+    async with running(child):
+        double.on["Login"] = lambda connection, action: connection.answer(
+            action, "Response: Error", "Message: Authentication failed"
+        )
+        double.connections[-1].abort()
+        await double.told("Login", 3)
+        del double.on["Login"]
+        await until(lambda: len(logged(child, "snapshot taken")) == 2)
+        told = [fields["why"] for fields in logged(child, TRYING)]
+    assert len(told) == 2
+    assert "ended the manager connection" in told[0]
+    assert "CALLYARD_AMI_SECRET" in told[1]
 
 
 async def test_a_redirect_whose_answer_was_lost_is_never_written_again_and_the_caller_is_not_lost(
@@ -171,7 +189,7 @@ async def test_instructions_that_came_while_asterisk_was_away_are_carried_out_by
     async with running(child):
         login = double.on["Login"] = lambda connection, _: connection.abort()
         double.connections[-1].abort()
-        await until(lambda: logged(child, "the session with Asterisk ended"))
+        await until(lambda: logged(child, TRYING))
         await instruct(kafka_settings, *(dial(call, URI, attempt) for attempt in (1, 2, 3) for call in calls))
         assert login is double.on.pop("Login")
         redirects = await double.told("Redirect", 2)
