@@ -241,6 +241,17 @@ async def test_wrong_number_is_told_and_asked_again(gateway: asterisk.Gateway, r
         assert tries["Value"] == "2"
 
 
+async def test_prompt_that_is_not_there_costs_nobody_the_call(tmp_path: Path) -> None:
+    number = conference_number()
+    async with (
+        asterisk.running(tmp_path / "gateway", prompt_number="not-there") as gateway,
+        connected(gateway.ami) as client,
+        parked(gateway, client, tmp_path, number) as (_, event),
+    ):
+        assert event.variables["CALLYARD_STATE"] == "parked"
+        assert any("not-there" in problem for problem in problems(gateway.log()))
+
+
 async def test_after_the_last_wrong_number_the_call_ends(tmp_path: Path) -> None:
     async with asterisk.running(tmp_path / "gateway", tries=2, prompt_goodbye="beep", prompt_wrong="beep") as gateway:
         calls = [sipp.Call("493012345678", "12#34#")]

@@ -169,6 +169,38 @@ async def test_music_and_prompts_are_there(gateway: asterisk.Gateway) -> None:
     assert [name for name in named if not list(directory.rglob(f"{name}.*"))] == []
 
 
+async def test_asterisk_of_the_machine_itself_is_run_the_same_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = found().asterisk_root
+    if root is None:
+        pytest.skip("the other tests run the machine's own already")
+    # The prepared one as if it were installed here: started by its own loader, in this machine's root directory.
+    loader = next(path for path in root.glob("usr/lib*/**/ld-linux-*.so.*") if path.is_file())
+    libraries = next(root.glob("usr/lib/*-linux-gnu"))
+    program = tmp_path / "bin" / "asterisk"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {loader} --library-path {libraries} {root}/usr/sbin/asterisk "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    parts = found()
+    assert (parts.asterisk, parts.asterisk_root) == (program, None)
+    ami = AmiSettings(host="127.0.0.1", port=free_port(), secret="secret")
+    directory = tmp_path / "gateway"
+    content = render(asterisk.private_settings(directory, parts), ami)["asterisk.conf"]
+    places = f"[directories]\nastmoddir => {libraries}/asterisk/modules\nastdatadir => {root}/usr/share/asterisk"
+    files = {"asterisk.conf": content.replace("[directories]", places)}
+    number = conference_number()
+    async with (
+        asterisk.running(directory, ami=ami, files=files, music_directory=f"{root}/usr/share/asterisk/moh") as gateway,
+        connected(gateway.ami) as client,
+        sipp.node(tmp_path / "node") as node,
+        parked(gateway, client, tmp_path, number) as (_, event),
+    ):
+        await client.redirect(event.channel, "1x1", node.uri(number))
+        assert [call.conference for call in await node.saw("answered")] == [number]
+
+
 def others_may_enter(place: str | Path) -> bool:
     path = Path(place).resolve()
     return all(parent.stat().st_mode & 0o001 for parent in (path, *path.parents))
