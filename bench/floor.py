@@ -19,7 +19,8 @@ from aiokafka.admin import NewTopic
 
 from bench.callers import Caller, Observer, at_rate, parked
 from bench.figures import Spread
-from bench.openings import OPENINGS_A_SECOND, per_second
+from bench.machine import Meter
+from bench.openings import OPENINGS_A_SECOND, per_second, processes
 from callyard import clients
 from callyard.errors import CommandError
 from callyard.parts.cluster import GATEWAY_ID, Cluster
@@ -55,7 +56,7 @@ async def floor(cluster: Cluster, observer: Observer, count: int) -> dict[str, A
             await relay.ready(20)
             for partition in consumer.assignment():
                 await consumer.position(partition)
-            run = _Run(cluster, observer, callers)
+            run = _Run(cluster, observer, callers, relay.pid)
             return await run.measure(producer, consumer, registration)
     finally:
         await relay.stop()
@@ -64,8 +65,9 @@ async def floor(cluster: Cluster, observer: Observer, count: int) -> dict[str, A
 class _Run:
     """The floor of some callers. Times are nanoseconds since 1970-01-01 UTC, by the caller's conference."""
 
-    def __init__(self, cluster: Cluster, observer: Observer, callers: list[Caller]) -> None:
+    def __init__(self, cluster: Cluster, observer: Observer, callers: list[Caller], relay: int) -> None:
         self._uri = cluster.nodes[0].sip.uri
+        self._processes = {**processes(cluster), "relay": relay}
         self._observer = observer
         self._callers = {caller.conference: caller for caller in callers}
         self._sent: dict[str, int] = {}
@@ -75,8 +77,10 @@ class _Run:
     async def measure(self, producer: AIOKafkaProducer, consumer: AIOKafkaConsumer, size: int) -> dict[str, Any]:
         taking = asyncio.create_task(self._take(consumer))
         try:
+            meter = Meter(self._processes)
             await at_rate(OPENINGS_A_SECOND, [partial(self._send, producer, number, size) for number in self._callers])
             await self._observer.all_dialled(list(self._callers.values()))
+            busy = meter.read()
         finally:
             taking.cancel()
             [ended] = await asyncio.gather(taking, return_exceptions=True)
@@ -92,6 +96,7 @@ class _Run:
         return {
             "total": Spread.of(sums),
             "stages": {"two hops of Kafka": Spread.of(hops), "redirect → DialBegin": Spread.of(redirects)},
+            "busy": busy,
         }
 
     async def _send(self, producer: AIOKafkaProducer, number: str, size: int) -> None:
@@ -125,13 +130,19 @@ async def at_once(cluster: Cluster, observer: Observer, count: int) -> dict[str,
     """Bare redirects of so many waiting callers, all written at once: what a herd is to this Asterisk alone."""
     numbers = [str(FIRST_AT_ONCE)] * count
     async with parked(observer, cluster.entrance, cluster.directory / "at-once", numbers) as callers:
+        meter = Meter(processes(cluster))
         began = time.time_ns()
         uri = cluster.nodes[0].sip.uri(str(FIRST_AT_ONCE))
         answers = [redirect(observer, caller, uri) for caller in callers]
         await observer.all_dialled(callers)
+        busy = meter.read()
         await _accepted(answers)
         dialled = [observer.dialled[caller.uniqueid] for caller in callers]
-    return {"total": Spread.of((at - began) / 1e6 for at in dialled), "dials a second": per_second(dialled)}
+    return {
+        "total": Spread.of((at - began) / 1e6 for at in dialled),
+        "dials a second": per_second(dialled),
+        "busy": busy,
+    }
 
 
 def sizes() -> tuple[int, int]:

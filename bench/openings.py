@@ -8,6 +8,7 @@ from typing import Any
 
 from bench import stages
 from bench.callers import Caller, Observer, at_rate, parked
+from bench.machine import Meter
 from callyard.parts.cluster import Cluster
 
 OPENINGS_A_SECOND = 10.0
@@ -36,8 +37,10 @@ async def _measure(cluster: Cluster, observer: Observer, numbers: Sequence[str],
 
     async with parked(observer, cluster.entrance, cluster.directory / name, numbers) as callers:
         await stages.settled(cluster.settings)
+        meter = Meter(processes(cluster))
         await at_rate(OPENINGS_A_SECOND, [partial(open_one, number) for number in _in_order(callers)])
         await observer.all_dialled(callers)
+        busy = meter.read()
         journeys = await stages.journeys(cluster, observer, callers, opened)
     for number in opened:
         node.freeswitch.close(number)
@@ -46,11 +49,19 @@ async def _measure(cluster: Cluster, observer: Observer, numbers: Sequence[str],
         "total": stages.total(journeys),
         "stages": stages.spreads(journeys),
         "since opening": stages.since_opening(journeys),
+        "busy": busy,
         "samples": [{name: (one[name] - one["opened"]) / 1e6 for name in stages.MILESTONES[1:]} for one in journeys],
     }
     if name == "herd":
         found["dialled"] = [one["dialled"] for one in journeys]
     return found
+
+
+def processes(cluster: Cluster) -> dict[str, int]:
+    """The processes of a cluster that run now, by name."""
+    workers = {"stream": cluster.stream, "agent": cluster.agent, "hook": cluster.nodes[0].hook}
+    running = {name: child.pid for name, child in workers.items() if child.running}
+    return {"kafka": cluster.kafka.pid, "asterisk": cluster.gateway.pid, **running}
 
 
 def _in_order(callers: Sequence[Caller]) -> list[str]:

@@ -57,6 +57,13 @@ def show(console: Console, facts: Mapping[str, Any], found: Mapping[str, Mapping
         for key, value in part.items():
             if isinstance(value, (int, float)):
                 rates.add_row(f"{TITLES[name].partition(':')[0]}: {key}", f"{value:,}")
+    for name, part in found.items():
+        if busy := part.get("busy"):
+            shares = ", ".join(f"{process} {share}" for process, share in busy["percent of a core"].items())
+            console.print(
+                f"Busy in {name}, percent of a core: {shares}; all cores {busy['all cores']};"
+                f" somebody waited for a core {busy['waited']} % of the time"
+            )
     for table in (spreads, rates):
         if table.row_count:
             console.print(table)
