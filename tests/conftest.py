@@ -13,7 +13,7 @@ from callyard.kafka import embedded
 from callyard.settings import KafkaSettings
 from tests.support import kafka as topics_of
 
-pytest_plugins = ["tests.support.asterisk"]
+pytest_plugins = ["tests.support.asterisk", "tests.support.cluster"]
 
 
 @pytest.fixture(autouse=True)
