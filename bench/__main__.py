@@ -19,8 +19,12 @@ from rich.console import Console
 
 from bench import machine, report
 from bench.run import PARTS, Plan, measure
+from callyard.clients import KafkaUnreachableError
 from callyard.errors import CommandError
+from callyard.topics import TopicsError
 
+EXPECTED = (CommandError, KafkaUnreachableError, TopicsError)
+"""What says by itself what to do."""
 DEFAULT_JSON = Path("var/bench.json")
 
 
@@ -51,7 +55,7 @@ def command(
 
     try:
         found = uvloop.run(measure(plan, folder, say))
-    except (asyncio.TimeoutError, CommandError) as error:
+    except (asyncio.TimeoutError, *EXPECTED) as error:
         reason = str(error) or f"it took longer than {plan.limit_seconds:g} s"
         raise CommandError(f"{reason}\nLogs are in {folder}") from None
     shutil.rmtree(folder)
@@ -70,7 +74,7 @@ def main() -> int:
     app.command(name="bench")(command)
     try:
         app(prog_name="python -m bench")
-    except CommandError as error:
+    except EXPECTED as error:
         Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(f"bench: {error}")
         return 1
     return 0

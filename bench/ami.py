@@ -102,9 +102,11 @@ async def connected(settings: AmiSettings, on_event: Callable[[Message], None]) 
     _, ami = await loop.create_connection(lambda: Ami(on_event), settings.host, settings.port)
     try:
         secret = settings.secret.get_secret_value()
-        answer = await asyncio.wait_for(
-            ami.send({"Action": "Login", "Username": settings.username, "Secret": secret}), 10
-        )
+        try:
+            login = {"Action": "Login", "Username": settings.username, "Secret": secret}
+            answer = await asyncio.wait_for(ami.send(login), 10)
+        except asyncio.TimeoutError:
+            raise CommandError("Asterisk does not answer the observer's login within 10 s") from None
         if answer["Response"] != "Success":
             raise CommandError(f"Asterisk refuses the observer: {answer['Message']}")
         yield ami

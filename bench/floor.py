@@ -121,7 +121,11 @@ def redirect(observer: Observer, caller: Caller, uri: str) -> asyncio.Future[Any
 
 
 async def _accepted(answers: list[asyncio.Future[Any]]) -> None:
-    for answer in await asyncio.wait_for(asyncio.gather(*answers), 10):
+    try:
+        found = await asyncio.wait_for(asyncio.gather(*answers), 10)
+    except asyncio.TimeoutError:
+        raise CommandError("Asterisk does not answer all bare redirects within 10 s") from None
+    for answer in found:
         if answer["Response"] != "Success":
             raise CommandError(f"Asterisk refuses a bare redirect: {answer['Message']}")
 

@@ -17,6 +17,8 @@ dialled            the observer's read of DialBegin                             
 
 Timestamps in whole milliseconds are cut off, not rounded: half a millisecond is added to each, so that the stages
 beside them are right on average. A stage of one caller may be wrong by a millisecond, the total is not.
+
+LogAppendTime is taken before the broker writes: where the write itself hangs, it shows in the stage after it.
 """
 
 from __future__ import annotations
