@@ -22,6 +22,7 @@ from agents.calls import Phase
 from agents.messages import VARIABLES, Channel, DialBegan, Parked, Unreadable, read_channel, read_event, read_parked
 from agents.mirror import Mirror, Snapshot
 from agents.publish import Publisher
+from callyard.renewals import Renewals
 from callyard.settings import AmiSettings, GatewaySettings
 
 E = TypeVar("E", Parked, Channel)
@@ -29,8 +30,6 @@ E = TypeVar("E", Parked, Channel)
 log = structlog.get_logger(__name__)
 
 FIRST_RETRY_SECONDS = 0.25
-RENEWAL_TICKS = 60
-"""Renewals are looked for so many times in each period, so that those of a thousand calls are no burst."""
 
 EVENTS = Counter("callyard_ami_events", "Events read from Asterisk that concern callers.", ["event"])
 SESSIONS = Counter("callyard_ami_sessions", "Sessions with Asterisk's manager interface.", ["outcome"])
@@ -175,19 +174,12 @@ class Gateway:
 
     async def renew(self) -> None:
         """Renew each live call once in `GatewaySettings.renew_seconds`, spread over that time, until cancelled."""
-        every = self._gateway.renew_seconds
-        due: dict[str, float] = {}
+        renewals = Renewals(self._gateway.renew_seconds)
         while True:
-            await asyncio.sleep(every / RENEWAL_TICKS)
+            await asyncio.sleep(renewals.tick_seconds)
             if not self.synced.is_set():
                 continue
-            now = time.monotonic()
-            due = {
-                uniqueid: due.get(uniqueid, now + every * random.uniform(0.4, 0.9))  # noqa: S311 - spreads the load
-                for uniqueid in self._mirror.calls
-            }
-            for uniqueid in [uniqueid for uniqueid, when in due.items() if when <= now]:
-                due[uniqueid] = now + every * (1 - 1 / RENEWAL_TICKS)
+            for uniqueid in renewals.due(self._mirror.calls, time.monotonic()):
                 alive = self._mirror.alive(uniqueid)
                 if alive is not None:
                     self._publisher.say([alive])

@@ -67,7 +67,9 @@ def topics(settings: KafkaSettings) -> Topics:
     """The topics that these settings ask for."""
     prefix, partitions = settings.topic_prefix, settings.partitions
     retention = str(int(settings.retention_days * DAY_MS))
-    append_time = {"message.timestamp.type": "LogAppendTime"}
+    # The first index entry of a segment (by default after 4 KB) makes the broker touch a new page of a mapped file: the
+    # record that causes it was seen some 50 ms late on an ordinary disk. Seeking by offset reads 1 MB more at the most.
+    append_time = {"message.timestamp.type": "LogAppendTime", "index.interval.bytes": str(1024 * 1024)}
     kept = {"cleanup.policy": "delete", "retention.ms": retention, **append_time}
 
     def topic(name: str, config: Mapping[str, str]) -> Topic:
@@ -83,7 +85,11 @@ def topics(settings: KafkaSettings) -> Topics:
         changelog=Topic(
             changelog_name(settings),
             partitions,
-            {"cleanup.policy": "compact", "max.message.bytes": str(CHANGELOG_MAX_BYTES)},
+            {
+                "cleanup.policy": "compact",
+                "max.message.bytes": str(CHANGELOG_MAX_BYTES),
+                "index.interval.bytes": append_time["index.interval.bytes"],
+            },
         ),
     )
 
@@ -190,11 +196,13 @@ async def _check_config(admin: AIOKafkaAdminClient, present: list[Topic]) -> lis
                 f"{name} has {key}={found.get(key)}, it must be {value}{' or more' if key in _AT_LEAST else ''}:"
                 f" kafka-configs --alter --topic {name} --add-config {key}={value}"
                 for key, value in wanted[name].config.items()
-                if not _satisfied(key, value, found.get(key))
+                if key not in _ADVICE and not _satisfied(key, value, found.get(key))
             )
     return sorted(problems)
 
 
+_ADVICE = frozenset({"index.interval.bytes"})
+"""Topic settings that only make things faster: given to what is created, not asked of what exists."""
 _AT_LEAST = frozenset({"retention.ms", "max.message.bytes"})
 """Topic settings of which more is as good; the others must be equal."""
 _FOR_EVER = "-1"

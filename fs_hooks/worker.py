@@ -22,6 +22,7 @@ from prometheus_client import Counter, Gauge, start_http_server
 
 from callyard import clients, topics
 from callyard.errors import CommandError
+from callyard.renewals import Renewals
 from callyard.sending import Sender
 from callyard.settings import EslSettings, KafkaSettings, Loaded, MetricsSettings, NodeSettings
 from callyard.tasks import Tasks
@@ -105,10 +106,12 @@ class Hook:
         await self._snapshot_taken.wait()
         await self._publisher.settled()
         log.info("ready", conferences=len(self._conferences.live))
+        renewals = Renewals(self._node.renew_seconds)
         while True:
-            await asyncio.sleep(self._node.renew_seconds)
-            for conference in list(self._conferences.live.values()):
-                self._publisher.renew(conference)
+            await asyncio.sleep(renewals.tick_seconds)
+            live = {conference.instance_id: conference for conference in self._conferences.live.values()}
+            for instance_id in renewals.due(live, time.monotonic()):
+                self._publisher.renew(live[instance_id])
 
     def _take(self, frame: esl.Event | esl.UnknownFrame | esl.Unreadable) -> None:
         at = time.monotonic()

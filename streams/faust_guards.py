@@ -24,6 +24,7 @@ from importlib.metadata import version
 from typing import Any, cast
 
 import faust
+import uvloop
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
@@ -106,7 +107,8 @@ class GuardedConsumer(driver.Consumer):
     """Faust's consumer that reads on where the table says, not where the last commit says."""
 
     def _new_consumer_thread(self) -> Any:
-        return GuardedThread(self, loop=self.loop, beacon=self.beacon)
+        # The thread would make itself a selector loop: uvloop.run() sets no policy.
+        return GuardedThread(self, loop=self.loop, thread_loop=uvloop.new_event_loop(), beacon=self.beacon)
 
     async def perform_seek(self) -> None:
         await super().perform_seek()
