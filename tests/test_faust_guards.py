@@ -1,0 +1,56 @@
+"""The guards fail loudly when Faust changes under them; what they prevent is tried on the real broker elsewhere."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from streams import faust_guards, fence
+from streams.faust_guards import GuardError
+
+
+def test_the_installed_versions_are_those_that_the_guards_were_made_for() -> None:
+    faust_guards.check_versions()
+
+
+def test_another_version_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(faust_guards.PINNED, "faust-streaming", "0.99.0")
+    with pytest.raises(GuardError, match=r"faust-streaming is 0\.15\.3, not 0\.99\.0.*install callyard\[stream\]"):
+        faust_guards.check_versions()
+
+
+def test_the_pins_of_the_package_are_those_of_the_guards() -> None:
+    project = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    [stream] = re.findall(r"^stream = \[(.*)\]$", project, re.MULTILINE)
+    for name, version in faust_guards.PINNED.items():
+        assert f'"{name}=={version}"' in stream
+
+
+def test_an_attribute_that_is_gone_is_named() -> None:
+    with pytest.raises(GuardError, match="has no nothing_of_the_kind"):
+        faust_guards._patched(object(), "nothing_of_the_kind")
+
+
+def test_the_fence_holds_for_four_fifths_of_the_session_since_the_heartbeat_was_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = fence.Fence(session_seconds=6)
+    assert not made.holds, "nothing was confirmed yet"
+    sent_at = fence.boottime()
+    made.confirm(sent_at)
+    made.check()
+    monkeypatch.setattr(fence, "boottime", lambda: sent_at + 4.7)
+    made.check()
+    monkeypatch.setattr(fence, "boottime", lambda: sent_at + 4.9)
+    with pytest.raises(fence.FencedError, match=r"4\.9 s old \(limit 4\.8 s\)"):
+        made.check()
+    made.confirm(sent_at - 100)
+    assert not made.holds, "an older confirmation proves nothing newer"
+
+
+def test_the_clock_of_the_fence_counts_suspension() -> None:
+    assert abs(fence.boottime() - time.clock_gettime(time.CLOCK_BOOTTIME)) < 1
+    assert fence.boottime() >= time.clock_gettime(time.CLOCK_MONOTONIC) - 1
