@@ -168,7 +168,9 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         partition = self._partition
         first = (await consumer.beginning_offsets([partition]))[partition]
         end = (await consumer.end_offsets([partition]))[partition]
-        self._applied_to = max(first, await consumer.committed(partition) or 0)
+        # A topic that was made anew is shorter than what was committed: then all of it is new.
+        committed = await consumer.committed(partition) or 0
+        self._applied_to = max(first, committed) if committed <= end else first
         consumer.seek(partition, max(first, self._applied_to - LOOK_BACK))
         self._take_over = False
         self._owner = True

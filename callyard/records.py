@@ -56,7 +56,8 @@ SipUri = Annotated[str, StringConstraints(pattern=SIP_URI_PATTERN, max_length=32
 CallId = Annotated[str, StringConstraints(pattern=_ID_PATTERN[:-1] + "/" + _UNIQUEID_PATTERN[1:])]
 """``<gateway id>/<Asterisk uniqueid>``: unique across gateways and restarts of Asterisk."""
 StayNumber = Annotated[int, Field(ge=1, le=1_000_000)]
-Attempt = Annotated[int, Field(ge=1, le=1_000_000)]
+Attempt = Annotated[int, Field(ge=1, le=100_000)]
+"""What a gateway may claim; the stream counts on from there, and a channel's mark holds six digits."""
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
 """Bounded to what every JSON reader holds exactly; a larger number could be read here and never be written again."""
 Milliseconds = Count
@@ -224,7 +225,7 @@ class CallAlive(_CallRecord):
 
     type: Literal["call-alive"] = "call-alive"
     state: CallState
-    attempt: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    attempt: Annotated[int, Field(ge=0, le=100_000)] = 0
     caller: Text | None = None
     caller_form: CallerForm = CallerForm.NONE
 

@@ -392,7 +392,10 @@ class PolicySettings(Group):
         10, ge=1, le=300,
         description="Seconds until an instruction without an outcome is issued again; longer than the dial's time-out.",
     )  # fmt: skip
-    attempts: int = Field(5, ge=1, le=100, description="Dials of one stay to one registration before it is left alone.")
+    attempts: int = Field(
+        5, ge=1, le=100,
+        description="Failed dials of a stay to one registration after which the next live one, if any, has its turn.",
+    )  # fmt: skip
     backoff_seconds: float = Field(
         1, gt=0, le=60, description="Seconds before a failed dial is tried again; doubles with each failure."
     )
@@ -403,7 +406,7 @@ class PolicySettings(Group):
     stub_retention_seconds: float = Field(
         86400 * 7, ge=60, le=86400 * 365, description="Seconds that an ended desk's version and hash are kept."
     )
-    fan_out: int = Field(200, ge=1, le=1000, description="Most callers that one decision concerns; the rest follow.")
+    fan_out: int = Field(200, ge=1, le=500, description="Most callers that one decision concerns; the rest follow.")
     allowed_nodes: str = Field(
         "", description="Hosts that callers may be sent to (names or addresses, comma-separated); empty: any."
     )

@@ -71,15 +71,17 @@ def topics(settings: KafkaSettings) -> Topics:
     # record that causes it was seen some 50 ms late on an ordinary disk. Seeking by offset reads 1 MB more at the most.
     append_time = {"message.timestamp.type": "LogAppendTime", "index.interval.bytes": str(1024 * 1024)}
     kept = {"cleanup.policy": "delete", "retention.ms": retention, **append_time}
+    # The broker unpacks what senders compress: no reader needs their codecs, and none unpacks a bomb.
+    plain = {"compression.type": "uncompressed"}
 
     def topic(name: str, config: Mapping[str, str]) -> Topic:
         return Topic(f"{prefix}.{name}", partitions, config)
 
     return Topics(
-        registrations=topic("registrations", kept),
-        calls=topic("calls", kept),
-        timers=topic("timers", {**kept, "retention.ms": str(DAY_MS)}),
-        dials=topic("dials", {"cleanup.policy": "delete", "retention.ms": str(DAY_MS), **append_time}),
+        registrations=topic("registrations", {**kept, **plain}),
+        calls=topic("calls", {**kept, **plain}),
+        timers=topic("timers", {**kept, **plain, "retention.ms": str(DAY_MS)}),
+        dials=topic("dials", {"cleanup.policy": "delete", "retention.ms": str(DAY_MS), **append_time, **plain}),
         journal=topic("journal", {**kept, "max.message.bytes": str(CHANGELOG_MAX_BYTES)}),
         rejected=topic("rejected", {"cleanup.policy": "delete", "retention.ms": retention}),
         changelog=Topic(

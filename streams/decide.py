@@ -14,7 +14,6 @@ concerns more than ``policy.fan_out`` callers; what is left over makes the desk 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 
 from callyard.records import (
     CallAlive,
@@ -36,7 +35,7 @@ from callyard.records import (
     UnregisterReason,
     split_sip_uri,
 )
-from streams.desk import Changes, Desk, is_active
+from streams.desk import Changes, Desk, is_active, newest_first
 from streams.policy import Policy
 from streams.rows import DeskRow, RegistrationRow, RegistrationState, StayRow, StayState
 from streams.transitions import Known, RegistrationStep, Step, registration_step, stay_step
@@ -89,50 +88,60 @@ class _Draft:
     def stay(self, call_id: str) -> StayRow | None:
         return self.stays.get(call_id) or self.desk.stays.get(call_id)
 
-    def target(self) -> RegistrationRow | None:
-        """The newest live registration, the draft's changes included."""
-        rows = {**self.desk.live, **self.registrations}
-        alive = [row for row in rows.values() if row.state is RegistrationState.LIVE and row.until_ms > self.now]
-        return max(alive, key=lambda row: (row.serial, row.key), default=None)
+    def live(self) -> list[RegistrationRow]:
+        """The live registrations, the newest first, the draft's changes included."""
+        return newest_first({**self.desk.live, **self.registrations}.values(), self.now)
 
     # --- what has to be true ----------------------------------------------------------------------------------------
 
     def settle_registration(self) -> None:
-        """After a registration's event: only a change of the target concerns the callers."""
-        target = self.target()
-        before = self.desk.target(self.now)
-        if target is not None and (before is None or before.key != target.key):
-            self._dial_waiting(target)
+        """After a registration's event: only a change of what is live concerns the callers."""
+        live = self.live()
+        before = newest_first(self.desk.live.values(), self.now)
+        if live and [row.key for row in live] != [row.key for row in before]:
+            self._dial_waiting(live)
 
     def settle_call(self, call_id: str) -> None:
         """After a call's event: it alone may have become due."""
-        target, stay = self.target(), self.stay(call_id)
-        if target is not None and stay is not None and self._is_due(stay, target):
-            self._instruct(stay, target)
+        live, stay = self.live(), self.stay(call_id)
+        if live and stay is not None:
+            target = self._target_of(stay, live)
+            if target is not None:
+                self._instruct(stay, target)
 
     def settle_all(self) -> None:
         """After a timer: whoever waits beside a live registration, be it from an overflow or a retry."""
-        target = self.target()
-        if target is not None:
-            self._dial_waiting(target)
+        live = self.live()
+        if live:
+            self._dial_waiting(live)
 
-    def _dial_waiting(self, target: RegistrationRow) -> None:
-        waiting: Iterable[StayRow] = (self.stays.get(row.key, row) for row in self.desk.waiting())
-        due = [stay for stay in waiting if self._is_due(stay, target)]
+    def _dial_waiting(self, live: list[RegistrationRow]) -> None:
+        waiting = [self.stays.get(row.key, row) for row in self.desk.waiting()]
         # Callers that this very decision returned to parked aren't in the desk's index yet.
-        due += [
-            s for s in self.stays.values() if self._is_due(s, target) and (s.since_ms, s.key) not in self.desk.parked
-        ]
-        for stay in due[: self.policy.fan_out]:
+        waiting += [stay for stay in self.stays.values() if (stay.since_ms, stay.key) not in self.desk.parked]
+        due = [(stay, target) for stay in waiting if (target := self._target_of(stay, live)) is not None]
+        for stay, target in due[: self.policy.fan_out]:
             self._instruct(stay, target)
         if len(due) > self.policy.fan_out:
             self.overflow = True
 
-    def _is_due(self, stay: StayRow, target: RegistrationRow) -> bool:
+    def _target_of(self, stay: StayRow, live: list[RegistrationRow]) -> RegistrationRow | None:
+        """Where this caller is to be sent now; None for nowhere yet.
+
+        A back-off belongs to the registration that failed. One that is newer than all that were tried is tried at once,
+        and so is any other when the one that was tried is gone. After `Policy.attempts` failures the next older live
+        one has its turn, the newest again after the last.
+        """
         if stay.state is not StayState.PARKED or stay.until_ms <= self.now:
-            return False
-        # A back-off belongs to the registration that failed: another one is tried at once.
-        return stay.retry_ms <= self.now or stay.target != target.key
+            return None
+        tried = next((number for number, row in enumerate(live) if row.key == stay.target), None)
+        if tried is None or live[0].serial > stay.tried:
+            return live[0]
+        if stay.retry_ms > self.now:
+            return None
+        if stay.failures >= self.policy.attempts:
+            return live[(tried + 1) % len(live)]
+        return live[tried]
 
     def _instruct(self, stay: StayRow, target: RegistrationRow) -> None:
         attempt = stay.attempt + 1
@@ -145,6 +154,7 @@ class _Draft:
             deadline_ms=deadline,
             retry_ms=0,
             failures=stay.failures if stay.target == target.key else 0,
+            tried=max(stay.tried, target.serial),
         )
         self.instructions.append(
             DialInstruction(
@@ -205,7 +215,9 @@ def _registration_key(event: ConferenceRegistered | ConferenceUnregistered) -> s
 
 
 def _registered(draft: _Draft, event: ConferenceRegistered) -> tuple[str, str]:
-    _, host, _, _ = split_sip_uri(event.sip_uri)
+    user, host, _, _ = split_sip_uri(event.sip_uri)
+    if event.conference not in user:
+        return "refused", f"the URI of node {event.node_id} does not lead to this conference: its user is {user}"
     if draft.policy.allowed_nodes and host not in draft.policy.allowed_nodes:
         return "refused", f"host {host} of node {event.node_id} is not among the allowed nodes"
     key = _registration_key(event)
@@ -322,7 +334,13 @@ def _compare_attempts(step: Step, row: StayRow, event: CallRecord) -> Step:
             return Step.STALE
         if event.attempt == row.attempt and row.state is StayState.PARKED:
             return Step.DUPLICATE
+        if row.state is StayState.CONNECTED and event.reason in _NEVER_DIALLED:
+            return Step.STALE
     return step
+
+
+_NEVER_DIALLED = frozenset({FailureReason.NOT_PARKED, FailureReason.BAD_INSTRUCTION})
+"""The gateway refused the instruction itself, so it tells nothing of the talk."""
 
 
 def _new_stay(draft: _Draft, event: CallRecord) -> StayRow:

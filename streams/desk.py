@@ -8,7 +8,7 @@ callers in the order of their waiting, what is due when) follow from the rows an
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from sortedcontainers import SortedSet
 
@@ -73,9 +73,8 @@ class Desk:
             self._set_stay(row)
 
     def target(self, now: int) -> RegistrationRow | None:
-        """The registration that callers are sent to: the newest live one."""
-        alive = [row for row in self.live.values() if row.until_ms > now]
-        return max(alive, key=lambda row: (row.serial, row.key), default=None)
+        """The registration that callers are sent to first: the newest live one."""
+        return next(iter(newest_first(self.live.values(), now)), None)
 
     def waiting(self) -> Iterator[StayRow]:
         """The parked callers, the longest waiting first."""
@@ -107,6 +106,8 @@ class Desk:
         for stay in self.stays.values():
             if stay.state is StayState.DIALING:
                 _require(stay.attempt >= 1 and stay.deadline_ms > 0, f"dials without attempt or deadline: {stay}")
+            if stay.state is StayState.LEFT:
+                _require(not stay.deadline_ms and not stay.retry_ms, f"over, but something is due: {stay}")
             if target is not None and stay.waits and stay.until_ms > now:
                 _require(self.row.overflow, f"waits beside a live registration: {stay}, {target}")
         live = {row.key for row in self.registrations.values() if row.state is RegistrationState.LIVE}
@@ -140,6 +141,12 @@ class Desk:
     def _unindex_stay(self, row: StayRow) -> None:
         self._due.discard((row.due_ms, "s", row.key))
         self.parked.discard((row.since_ms, row.key))
+
+
+def newest_first(rows: Iterable[RegistrationRow], now: int) -> list[RegistrationRow]:
+    """The live ones of these registrations, the newest first."""
+    alive = [row for row in rows if row.state is RegistrationState.LIVE and row.until_ms > now]
+    return sorted(alive, key=lambda row: (row.serial, row.key), reverse=True)
 
 
 def is_active(stay: StayRow) -> bool:

@@ -38,10 +38,13 @@ DELIVERED = Histogram(
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2, 10),
 )
 HELD = Gauge("callyard_timers_held", "Timers that wait for inputs written before them.")
+HOLES = Counter("callyard_input_holes", "Times that offsets of an input held no record.", ["topic"])
 OWNED = Gauge("callyard_partitions_owned", "Partitions that this worker owns.")
 
 ASK_AGAIN_SECONDS = 5.0
 """A timer that was published and not yet read is published again after this time."""
+EARLY_SECONDS = 0.5
+"""A timer that was read too early (brokers' clocks differ) is published again after this time."""
 
 
 class Event(Protocol):
@@ -73,7 +76,8 @@ class Engine:
         topics: Topics,
         policy: Policy,
         kafka: Kafka,
-        producer: AIOKafkaProducer,
+        state: AIOKafkaProducer,
+        outputs: AIOKafkaProducer,
         fence: Fence,
         worker: str,
         group_limit: int,
@@ -83,7 +87,8 @@ class Engine:
         self._topics = topics
         self._policy = policy
         self._kafka = kafka
-        self._producer = producer
+        self._state = state
+        self._outputs = outputs
         self._fence = fence
         self._worker = worker
         self._group_limit = group_limit
@@ -95,6 +100,8 @@ class Engine:
         self._lock = asyncio.Lock()
         self._held: dict[int, list[tuple[Event, Mapping[str, int]]]] = {}
         self._asked: dict[tuple[int, str], tuple[int, float]] = {}
+        self._read: dict[tuple[int, str], tuple[int, float]] = {}
+        self._unread: set[tuple[str, int]] = set()
         self._due_now = asyncio.Event()
         self._sequence = SenderSequence()
         self._clock_offset_ms: float | None = None
@@ -112,6 +119,7 @@ class Engine:
             self._partitions.clear()
             self._held.clear()
             self._asked.clear()
+            self._read.clear()
             while not self._queue.empty():
                 self._queue.get_nowait()
             OWNED.set(0)
@@ -128,8 +136,9 @@ class Engine:
                 self._partitions[number] = partition
                 groups.append((partition, partition.begin(generation, self._worker)))
             self._generation = generation
-            if not await self._may_speak(generation):
-                return
+            self._unread = {(topic.name, number) for topic in self._topics.inputs for number in rows}
+            if generation < 0 or not await self._may_speak(generation):
+                return  # the next rebalance has begun already
             await self._carry_out(groups)
             OWNED.set(len(rows))
             log.info("partitions taken over", partitions=sorted(rows), generation=generation)
@@ -226,6 +235,7 @@ class Engine:
         held = self._held.pop(partition.number, [])
         for event in events:
             message = event.message
+            self._accept_hole(partition, message.topic, message.offset, reached)
             if message.offset <= reached.get(message.topic, -1):
                 event.ack()
             elif message.topic == timers:
@@ -246,8 +256,26 @@ class Engine:
         HELD.set(sum(map(len, self._held.values())))
         for event in ready:
             if event.message.topic == timers and event.message.key is not None:
-                self._asked.pop((partition.number, event.message.key.decode(errors="replace")), None)
+                key = (partition.number, event.message.key.decode(errors="replace"))
+                if key in self._asked:
+                    self._read[key] = (self._asked.pop(key)[0], time.monotonic())
         return ready
+
+    def _accept_hole(self, partition: Partition, topic: str, offset: int, reached: dict[str, int]) -> None:
+        """Go on after offsets that hold no record.
+
+        The first record after a recovery was read from the applied position on, so offsets before it hold none: a
+        transaction's marker took them, or they were removed. Anywhere else a hole means that records were skipped, and
+        `Partition.plan` raises; the worker then reads again from the applied position.
+        """
+        if (topic, partition.number) not in self._unread:
+            return
+        self._unread.discard((topic, partition.number))
+        if offset > reached.get(topic, -1) + 1:
+            log.error("offsets hold no record; going on after them", topic=topic, partition=partition.number,
+                      first_missing=reached.get(topic, -1) + 1, next_present=offset)  # fmt: skip
+            HOLES.labels(topic).inc()
+            partition.applied[topic] = reached[topic] = offset - 1
 
     async def _carry_out(self, groups: Sequence[tuple[Partition, Group]]) -> None:
         """State first: each partition's rows as one batch; only then the outputs."""
@@ -259,7 +287,7 @@ class Engine:
             for output in group.outputs:
                 self._fence.check()
                 deliveries.append(
-                    await self._producer.send(
+                    await self._outputs.send(
                         output.topic,
                         output.value,
                         key=output.key,
@@ -270,14 +298,14 @@ class Engine:
         await _all(deliveries)
 
     async def _send_state(self, number: int, group: Group) -> Awaitable[Any]:
-        batch = self._producer.create_batch()
+        batch = self._state.create_batch()
         for key, value in group.rows.items():
             if batch.append(key=key, value=value, timestamp=None) is None:
                 raise RuntimeError(
                     f"partition {number}: {group.consumed} inputs do not fit one batch, so they would not be atomic"
                 )
         self._fence.check()
-        sent: Awaitable[Any] = await self._producer.send_batch(batch, self._topics.changelog.name, partition=number)
+        sent: Awaitable[Any] = await self._state.send_batch(batch, self._topics.changelog.name, partition=number)
         return sent
 
     # --- time -------------------------------------------------------------------------------------------------------
@@ -313,17 +341,21 @@ class Engine:
         if generation < 0 or self._kafka.generation() != generation or not self._fence.holds:
             return
         asked_at = time.monotonic()
+        self._read = {key: read for key, read in self._read.items() if asked_at - read[1] < EARLY_SECONDS}
         for number, partition in self._partitions.items():
             for due, conference in partition.due(now):
                 asked = self._asked.get((number, conference))
                 if asked is not None and asked_at - asked[1] < ASK_AGAIN_SECONDS:
+                    continue
+                read = self._read.get((number, conference))
+                if read is not None and read[0] == due and not partition.desks[conference].row.overflow:
                     continue
                 self._asked[number, conference] = (due, asked_at)
                 record = self._sequence.stamp(DeadlinePassed(sender=self._worker, conference=conference, due_ms=due))
                 deliveries.append((number, conference.encode(), record.encode()))
         for number, key, value in deliveries:
             self._fence.check()
-            await self._producer.send_and_wait(self._topics.timers.name, value, key=key, partition=number)
+            await self._outputs.send_and_wait(self._topics.timers.name, value, key=key, partition=number)
 
 
 async def _all(deliveries: Sequence[Awaitable[Any]]) -> None:

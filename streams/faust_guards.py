@@ -10,7 +10,8 @@ Each guard answers one finding, measured on a real broker (see docs/architecture
   blocks the next fetch from that broker. They are paused in aiokafka itself once recovery is over.
 * **1.5 s waits under load** after a rebalance: ``fetch_max_wait_ms`` is hard-coded.
 * **An exception in an agent** (or in Faust's decoding before it) skips the event: it ends the process instead.
-* **No fence.** Faust knows of no confirmed heartbeat; the coordinator's is watched (`streams.fence`).
+* **No fence.** Faust knows of no confirmed heartbeat; the coordinator's is watched (`streams.fence`), and each produce
+  request asks for it (`fence_producer`).
 * **A recovery that a rebalance interrupts** goes on as if it had read the changelogs: it is told from a whole one.
 * **Recovery that ended early** would decide from an old table: the offsets read are compared with the log's end.
 
@@ -25,10 +26,12 @@ from typing import Any, cast
 
 import faust
 import uvloop
+from aiokafka import AIOKafkaProducer
+from aiokafka.protocol.produce import ProduceRequest
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from streams.fence import Fence, boottime
+from streams.fence import Fence, FencedError, boottime
 
 PINNED = {"faust-streaming": "0.15.3", "aiokafka": "0.14.0", "mode-streaming": "0.7.1"}
 FETCH_MAX_WAIT_MS = 50
@@ -54,6 +57,28 @@ def _patched(owner: Any, name: str) -> Any:
         return getattr(owner, name)
     except AttributeError:
         raise GuardError(f"{owner!r} has no {name}: the guards don't fit this version") from None
+
+
+def fence_producer(producer: AIOKafkaProducer, fence: Fence, failed: Callable[[BaseException], None]) -> None:
+    """Ask the fence before each produce request is written, retries included.
+
+    An idempotent producer keeps a batch and retries it for ever: a worker that was cut off from its broker would write
+    it when the network is back, after another worker has taken its partitions over.
+    """
+    client = _patched(producer, "client")
+    send: Callable[..., Awaitable[Any]] = _patched(client, "send")
+
+    async def fenced(node_id: int, request: Any, **more: Any) -> Any:
+        if isinstance(request, ProduceRequest):
+            await client.ready(node_id, **more)  # so that nothing is waited for between the question and the write
+            try:
+                fence.check()
+            except FencedError as error:
+                failed(error)
+                raise
+        return await send(node_id, request, **more)
+
+    client.send = fenced
 
 
 class GuardedThread(driver.AIOKafkaConsumerThread):

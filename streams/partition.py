@@ -43,8 +43,10 @@ from streams.policy import Policy
 from streams.rows import decode, desk_key, encode, position_key, registration_key, split_key, stay_key
 
 GROUP_BYTES = 3_000_000
-"""A group ends when its rows and outputs have this size: rows and outbox together stay below the largest batch."""
+"""A group ends when its rows and its outbox, as they are written, have reached this size. One more input adds at most
+some 4 MB (`PolicySettings.fan_out`), so that a group stays below `callyard.topics.CHANGELOG_MAX_BYTES`."""
 MAX_REJECTED_BYTES = 500_000
+MAX_REJECTED_KEY_BYTES = 1_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -137,13 +139,16 @@ class Partition:
         declared = PolicyDeclared(
             partition=self.number, digest=self._policy_digest, policy=self._policy.as_dict()
         ).encode()
-        # What an older owner left undelivered is said again first, as it was.
+        # What an older owner left undelivered is said again first, as it was; but not that its epoch began, or a
+        # partition that changes hands without an input in between would say more each time.
+        left = (output for output in self.outbox if output.key is not None or output.topic != journal)
         outputs = (
-            *self.outbox,
+            *left,
             Output(journal, self.number, None, began),
             Output(journal, self.number, None, declared),
         )
-        return Group({position_key(self.number): self._position(outputs)}, outputs, 0)
+        items = [orjson.dumps(_item(output)) for output in outputs]
+        return Group({position_key(self.number): self._position(items)}, outputs, 0)
 
     # --- deciding ---------------------------------------------------------------------------------------------------
 
@@ -152,6 +157,7 @@ class Partition:
         rows: dict[bytes, bytes | None] = {}
         outputs: list[Output] = []
         outcomes: list[tuple[str, str]] = []
+        items: list[bytes] = []
         consumed = size = 0
         for given in inputs:
             if size > GROUP_BYTES:
@@ -163,12 +169,15 @@ class Partition:
                 raise GapError(
                     f"{given.topic}-{self.number}: offset {given.offset} came after {applied}; some are missing"
                 )
-            before = len(outputs)
-            outcomes.append(self._one(given, rows, outputs))
+            said, written = len(outputs), dict[bytes, bytes | None]()
+            outcomes.append(self._one(given, written, outputs))
             self.applied[given.topic] = given.offset
             consumed += 1
-            size += sum(len(output.value) + 200 for output in outputs[before:])
-        rows[position_key(self.number)] = self._position(outputs)
+            rows.update(written)
+            items += [orjson.dumps(_item(output)) for output in outputs[said:]]
+            size += sum(len(key) + len(value or b"") for key, value in written.items())
+            size += sum(map(len, items[said:]))
+        rows[position_key(self.number)] = self._position(items)
         return Group(rows, tuple(outputs), consumed, tuple(outcomes))
 
     def _one(self, given: Input, rows: dict[bytes, bytes | None], outputs: list[Output]) -> tuple[str, str]:
@@ -231,7 +240,8 @@ class Partition:
         )
         rejected = self._topics.rejected
         value = (given.value or b"")[:MAX_REJECTED_BYTES]
-        return Output(rejected.name, self.number % rejected.partitions, given.key, value, headers)
+        key = None if given.key is None else given.key[:MAX_REJECTED_KEY_BYTES]
+        return Output(rejected.name, self.number % rejected.partitions, key, value, headers)
 
     # --- time -------------------------------------------------------------------------------------------------------
 
@@ -254,21 +264,21 @@ class Partition:
             self._due.add((new, conference))
             self._due_of[conference] = new
 
-    def _position(self, outputs: Iterable[Output]) -> bytes:
-        content = {"applied": self.applied, "epoch": self.epoch, "outbox": [_item(output) for output in outputs]}
-        return orjson.dumps(content)
+    def _position(self, items: Iterable[bytes]) -> bytes:
+        head = orjson.dumps({"applied": self.applied, "epoch": self.epoch})
+        return head[:-1] + b',"outbox":[' + b",".join(items) + b"]}"
 
 
 def _item(output: Output) -> dict[str, Any]:
     item: dict[str, Any] = {"t": output.topic, "p": output.partition}
     if output.key is not None:
         item["k"] = base64.b64encode(output.key).decode()
-    try:
-        item["v"] = output.value.decode()
-    except UnicodeDecodeError:
-        item["b"] = base64.b64encode(output.value).decode()
+    # Our own JSON stays readable; what was rejected may be anything, and six times as long when it is escaped.
     if output.headers:
         item["h"] = [[name, base64.b64encode(value).decode()] for name, value in output.headers]
+        item["b"] = base64.b64encode(output.value).decode()
+    else:
+        item["v"] = output.value.decode()
     return item
 
 

@@ -92,6 +92,8 @@ class StayRow:
     """While parked after a failed dial: not before then (0: at any time)."""
     failures: int = 0
     """Failed dials in a row to ``target``."""
+    tried: int = 0
+    """Serial of the newest registration that was tried: one that is newer is tried at once."""
     caller: str | None = None
     caller_form: CallerForm = CallerForm.NONE
 

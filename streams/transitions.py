@@ -60,7 +60,8 @@ STAYS: dict[Known | StayState, tuple[Step, Step, Step, Step, Step, Step]] = {
     Known.NEWER_STAY:      (_.STALE,       _.STALE,     _.STALE,      _.STALE,          _.STALE,     _.STALE),
     StayState.PARKED:      (_.RENEW,       _.RENEW,     _.START,      _.CONNECT,        _.FAIL,      _.LEAVE),
     StayState.DIALING:     (_.RENEW,       _.RENEW,     _.START,      _.CONNECT,        _.FAIL,      _.LEAVE),
-    StayState.CONNECTED:   (_.STALE,       _.RENEW,     _.STALE,      _.DUPLICATE,      _.STALE,     _.LEAVE),
+    # A talk that a redirect tore apart: the caller is parked again in the same stay, and that attempt has failed.
+    StayState.CONNECTED:   (_.STALE,       _.RENEW,     _.STALE,      _.DUPLICATE,      _.FAIL,      _.LEAVE),
     StayState.LAPSED:      (_.REVIVE,      _.REVIVE,    _.REVIVE,     _.REVIVE,         _.REVIVE,    _.LEAVE),
     StayState.GONE:        (_.REVIVE,      _.REVIVE,    _.REVIVE,     _.REVIVE,         _.REVIVE,    _.LEAVE),
     StayState.LEFT:        (_.STALE,       _.STALE,     _.STALE,      _.STALE,          _.STALE,     _.DUPLICATE),

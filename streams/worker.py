@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import faust
 import structlog
+from aiokafka import AIOKafkaProducer
 from faust.types import TP
 from prometheus_client import Counter
 
@@ -27,7 +28,7 @@ from callyard import clients, tasks, topics
 from callyard.settings import KafkaSettings, Loaded, PolicySettings, SecurityProtocol, StreamSettings
 from callyard.topics import DESK_TABLE, Topics, stream_id
 from streams.engine import Engine
-from streams.faust_guards import GuardedApp
+from streams.faust_guards import GuardedApp, fence_producer
 from streams.fence import Fence
 from streams.policy import Policy
 from streams.rows import split_key
@@ -35,8 +36,10 @@ from streams.rows import split_key
 log = structlog.get_logger(__name__)
 
 SKIPPED = Counter("callyard_inputs_removed", "Inputs that retention removed before they were decided.", ["topic"])
+SHORTER = Counter("callyard_inputs_shorter", "Times that an input was shorter than what was decided.", ["topic"])
 EXIT_FAILED = 70
 BATCH_BYTES = topics.CHANGELOG_MAX_BYTES - 100_000
+OUTPUT_BATCH_BYTES = 400_000
 
 
 def end_process(error: BaseException) -> NoReturn:
@@ -122,14 +125,15 @@ class Worker:
     async def _begin(self) -> None:
         """Before Faust joins the group: the producer and the engine."""
         stream = self._settings[StreamSettings]
-        producer = await self._resources.enter_async_context(
-            clients.producer(self.kafka, self.name, max_batch_size=BATCH_BYTES, max_request_size=BATCH_BYTES + 50_000)
-        )
+        state = await self._producer(f"{self.name}:state", BATCH_BYTES)
+        # Outputs are many small records; the brokers' usual limit (1 MB) holds for a batch of them.
+        outputs = await self._producer(self.name, OUTPUT_BATCH_BYTES)
         self.engine = Engine(
             topics=self.topics,
             policy=Policy.of(self._settings[PolicySettings]),
             kafka=self,
-            producer=producer,
+            state=state,
+            outputs=outputs,
             fence=self.fence,
             worker=self.name,
             group_limit=stream.group_limit,
@@ -140,6 +144,13 @@ class Worker:
             asyncio.create_task(self.engine.run(), name="engine"),
             asyncio.create_task(self.engine.keep_time(), name="timers"),
         ]
+
+    async def _producer(self, client_id: str, batch_bytes: int) -> AIOKafkaProducer:
+        made = await self._resources.enter_async_context(
+            clients.producer(self.kafka, client_id, max_batch_size=batch_bytes, max_request_size=BATCH_BYTES + 50_000)
+        )
+        fence_producer(made, self.fence, end_process)
+        return made
 
     async def _pump(self, stream: Any) -> None:
         async for event in stream.noack().events():
@@ -178,11 +189,20 @@ class Worker:
         if not known:
             return {}
         positions = {}
+        ends = await self.app.consumer.highwaters(*known)
         for tp, begin in (await self.app.consumer.earliest_offsets(*known)).items():
             following = applied[tp.topic, tp.partition] + 1
             first = begin or 0
-            if first > following:
-                # Retention is far longer than any outage; a topic that was deleted and made anew ends here, too.
+            if following > (ends[tp] or 0):
+                # It was deleted and made anew, or its end was lost. What is there may be new, so all of it is read:
+                # deciding a record of the past anew is harmless (the gateway knows better), losing one is not.
+                log.error("an input is shorter than what was decided; reading it from its beginning",
+                          topic=tp.topic, partition=tp.partition, decided_to=following - 1, end=ends[tp])  # fmt: skip
+                SHORTER.labels(tp.topic).inc()
+                following = first
+                self.engine.skip(tp.topic, tp.partition, first - 1)
+            elif first > following:
+                # Retention is far longer than any outage.
                 if following > 0:
                     log.error("inputs were removed before they were decided", topic=tp.topic, partition=tp.partition,
                               first_missing=following, next_present=first)  # fmt: skip

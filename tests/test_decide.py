@@ -52,9 +52,22 @@ class Story:
         decision = decide(self.desk, event, self.now, self.policy)
         assert before == (self.desk.row, self.desk.stays, self.desk.registrations), "decide changed the desk"
         assert decide(self.desk, event, self.now, self.policy) == decision, "decide is not repeatable"
+        attempts = {key: (stay.stay, stay.attempt) for key, stay in self.desk.stays.items()}
         self.desk.apply(decision.changes)
         self.desk.check()
+        for key, stay in self.desk.stays.items():
+            number, attempt = attempts.get(key, (0, 0))
+            assert stay.stay > number or (stay.stay, stay.attempt) >= (number, attempt), "attempts only grow"
+        assert self.desk.row.version == decision.changes.desk.version
         return decision
+
+    def until(self, when: int) -> list[tuple[str, int, str]]:
+        """Let time pass to ``when``, with a timer whenever one is due; who was dialled meanwhile."""
+        found = []
+        while (due := self.desk.next_due_ms(self.policy.stub_retention_ms)) is not None and due <= when:
+            found += dialled(self(timer(), after=max(0, due - self.now)))
+        self.now = when
+        return found
 
     def stay(self, call: str = "1") -> StayState:
         return self.desk.stays[f"gw-1/{call}"].state
@@ -248,12 +261,214 @@ def test_a_call_that_its_gateway_wrote_off_is_revived_by_it() -> None:
 
 def test_a_talking_caller_stays_connected_whatever_is_repeated() -> None:
     story = Story()
-    story(registered())
     story(parked())
     story(connected())
-    for event in (parked(), started(), failed(), connected(), alive(state="connected", attempt=1), registered()):
-        assert dialled(story(event)) == []
+    refused = failed(reason="not-parked")
+    for event in (parked(), started(), refused, connected(), alive(state="connected", attempt=1), timer()):
+        story(event)
+        assert story.stay() is StayState.CONNECTED, event
+
+
+def test_a_talk_that_a_redirect_tore_apart_is_put_through_anew() -> None:
+    story = Story()
+    story(registered())
+    story(parked())
+    story(connected(attempt=1))
+    assert story(failed(attempt=1, reason="other")).outcome == "dial-failed"
+    assert story.stay() is StayState.PARKED
+    assert story.until(story.now + POLICY.backoff_ms) == [("1", 2, "node-1")]
+
+
+def test_what_is_said_of_an_older_attempt_changes_nothing() -> None:
+    story = Story()
+    story(registered())
+    story(parked())
+    story(failed(attempt=1))
+    assert story.until(story.now + POLICY.backoff_ms) == [("1", 2, "node-1")]
+    for late in (failed(attempt=1), started(attempt=1)):
+        assert story(late).outcome == "stale"
+        assert story.stay() is StayState.DIALING
+    story(failed(attempt=2))
+    before = story.desk.stays["gw-1/1"]
+    assert story(failed(attempt=2)).outcome == "duplicate"
+    after = story.desk.stays["gw-1/1"]
+    assert (after.failures, after.retry_ms) == (before.failures, before.retry_ms), "a failure counts once"
+
+
+def test_pauses_double_up_to_the_longest_and_another_node_begins_anew() -> None:
+    story = Story()
+    story(registered())
+    story(parked())
+
+    def pause_after(attempt: int) -> int:
+        story(failed(attempt=attempt))
+        return story.desk.stays["gw-1/1"].retry_ms - story.now
+
+    pauses = []
+    for attempt in range(1, 7):
+        pauses.append(pause_after(attempt))
+        story(registered())
+        assert story.until(story.now + pauses[-1]) == [("1", attempt + 1, "node-1")]
+    assert pauses == [1000, 2000, 4000, 8000, 15000, 15000]
+    story(registered("b", "node-2"))
+    assert pause_after(7) < 0, "a newer one is tried at once: there is no pause"
+    assert story.desk.stays["gw-1/1"].state is StayState.DIALING
+    assert pause_after(8) == 1000
+
+
+def test_a_refusal_waits_the_longest_pause() -> None:
+    story = Story()
+    story(registered())
+    story(parked())
+    story(failed(reason="refused"))
+    assert story.desk.stays["gw-1/1"].retry_ms - story.now == POLICY.backoff_max_ms
+
+
+def test_a_newest_registration_that_never_works_gives_way_to_the_next() -> None:
+    story = Story()
+    story(registered("works", "node-1"))
+    story(registered("broken", "node-2"))
+    nodes = ["node-2"]
+    story(parked())
+    for attempt in range(1, 3 * POLICY.attempts):
+        story(failed(attempt=attempt, reason="unreachable"))
+        for _ in range(2):
+            nodes += [node for _, _, node in story.until(story.now + 8_000)]
+            story(registered("works", "node-1"))
+            story(registered("broken", "node-2"))
+    assert nodes[: POLICY.attempts + 1] == ["node-2"] * POLICY.attempts + ["node-1"]
+    assert nodes[2 * POLICY.attempts] == "node-2", "the newest has its turn again"
+
+
+def test_renewals_keep_a_call_and_what_is_repeated_moves_no_deadline() -> None:
+    story = Story()
+    story(parked())
+    for _ in range(10):
+        story(alive(), after=60_000)
+        story.until(story.now)
+    assert story.stay() is StayState.PARKED
+    story(registered())
+    deadline = story.desk.stays["gw-1/1"].deadline_ms
+    for again in (started(), alive(state="dialing", attempt=1), started()):
+        story(again, after=500)
+    assert story.desk.stays["gw-1/1"].deadline_ms == deadline
+    story(connected())
+    for _ in range(10):
+        story(connected(), after=60_000)
+        story.until(story.now)
     assert story.stay() is StayState.CONNECTED
+
+
+def test_a_missed_deadline_counts_as_a_failure() -> None:
+    story = Story()
+    story(registered())
+    story(parked())
+    story(registered(), after=5_000)
+    story.until(story.now + 5_100)
+    assert story.desk.stays["gw-1/1"].failures == 1
+
+
+def test_a_herd_that_lapses_does_so_in_bounded_steps() -> None:
+    story = Story(dataclasses.replace(POLICY, fan_out=10))
+    for call in range(35):
+        story(parked(str(call)), after=0)
+    decision = story(timer(), after=POLICY.call_lease_ms)
+    assert len(decision.changes.stays) == 10
+    assert story.desk.row.overflow
+    story.until(story.now)
+    assert {stay.state for stay in story.desk.stays.values()} == {StayState.LAPSED}
+    assert not story.desk.row.overflow
+
+
+def test_the_age_of_a_registration_decides_and_not_its_name() -> None:
+    story = Story()
+    story(registered("z", "node-9"))
+    story(registered("a", "node-1"))
+    assert dialled(story(parked())) == [("1", 1, "node-1")]
+
+
+def test_a_renewal_may_bring_another_uri_and_an_ended_instance_stays_ended() -> None:
+    story = Story()
+    story(registered())
+    moved = registered().model_copy(update={"sip_uri": "sip:49123@192.0.2.77:5061;transport=tls"})
+    story(moved)
+    [instruction] = story(parked()).instructions
+    assert instruction.sip_uri == moved.sip_uri
+    story(unregistered())
+    story.until(story.now + POLICY.ended_retention_ms - 60_000)
+    assert story(registered()).outcome == "stale"
+
+
+def test_a_uri_that_leads_to_another_conference_is_refused() -> None:
+    story = Story()
+    elsewhere = registered().model_copy(update={"sip_uri": "sip:99999@192.0.2.1:5060"})
+    assert story(elsewhere).outcome == "refused"
+    assert dialled(story(parked())) == []
+
+
+def test_the_end_of_a_later_stay_ends_the_earlier_one_too() -> None:
+    story = Story()
+    story(parked(stay=1))
+    story(left(stay=2))
+    assert story(parked(stay=2)).outcome == "stale"
+    assert dialled(story(registered())) == []
+
+
+@pytest.mark.parametrize("silence", ["lapsed", "gone"])
+@pytest.mark.parametrize(
+    ("word", "state"),
+    [
+        (parked(), StayState.PARKED),
+        (alive(), StayState.PARKED),
+        (alive(state="connected", attempt=1), StayState.CONNECTED),
+        (started(), StayState.DIALING),
+        (connected(), StayState.CONNECTED),
+        (failed(), StayState.PARKED),
+    ],
+    ids=lambda value: getattr(value, "type", None),
+)
+def test_any_word_of_the_gateway_revives_what_was_written_off(
+    word: InputRecord, state: StayState, silence: str
+) -> None:
+    story = Story()
+    story(parked())
+    if silence == "lapsed":
+        story.until(story.now + POLICY.call_lease_ms)
+    else:
+        story(left(reason="gone"))
+    assert story(word).outcome == "revived"
+    assert story.stay() is state
+
+
+@pytest.mark.parametrize("first", ["lapse", "lose"])
+def test_a_registration_that_was_written_off_still_ends_for_good(first: str) -> None:
+    story = Story()
+    story(registered())
+    if first == "lapse":
+        story.until(story.now + POLICY.registration_lease_ms)
+    else:
+        story(unregistered(reason="lost"))
+    assert story(unregistered()).outcome == "ended"
+    assert story(registered()).outcome == "stale"
+
+
+def test_a_stub_is_kept_for_its_time_and_no_longer() -> None:
+    story = Story()
+    story(left(reason="hangup", stay=1))
+    assert story.desk.empty
+    emptied = story.now
+    story(timer(), after=60_000)
+    assert story.desk.next_due_ms(POLICY.stub_retention_ms) == emptied + POLICY.stub_retention_ms
+    assert story(timer(), after=POLICY.stub_retention_ms - 60_001).outcome == "early"
+    assert story(timer(), after=1).outcome == "retired"
+
+
+def test_a_call_that_lapses_while_it_is_dialled() -> None:
+    story = Story(dataclasses.replace(POLICY, call_lease_ms=3_000))
+    story(registered())
+    story(parked())
+    assert story.until(story.now + 3_000) == []
+    assert story.stay() is StayState.LAPSED
 
 
 def test_a_talking_caller_that_the_desk_never_knew_is_adopted_and_left_alone() -> None:

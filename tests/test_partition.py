@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from callyard.records import DIALS, JOURNAL, EpochBegan, InputRecord, JournalEntry, digest, parse
 from callyard.settings import KafkaSettings, PolicySettings
-from callyard.topics import partition_of, topics
-from streams.desk import Desk
+from callyard.topics import CHANGELOG_MAX_BYTES, partition_of, topics
 from streams.partition import GapError, Group, Input, Output, Partition
 from streams.policy import Policy
 from streams.rows import StayState
@@ -112,7 +111,7 @@ def entries(broker: Broker) -> list[JournalEntry]:
 
 calls = st.sampled_from(["1", "2", "3", "4", "5"])
 conferences = st.sampled_from(CONFERENCES)
-attempts = st.integers(1, 3) | st.just(1_000_000)
+attempts = st.integers(1, 3) | st.just(100_000)
 events: st.SearchStrategy[InputRecord] = st.one_of(
     st.builds(registered, st.sampled_from("ab"), st.sampled_from(["node-1", "node-2"]), conferences),
     st.builds(
@@ -173,8 +172,27 @@ def test_each_input_is_decided_once_and_nothing_is_lost(
             )
     decided = {i.instruction_id + i.conference for e in found for i in e.instructions}
     assert decided == set(instructed)
+    check_attempts_only_grow(found)
+    loaded = Partition(0, TOPICS, POLICY)
+    loaded.load(broker.rows.items())
+    assert {c: (d.row, d.stays, d.registrations) for c, d in loaded.desks.items()} == {
+        c: (d.row, d.stays, d.registrations) for c, d in last.partition.desks.items()
+    }
     check_chains(broker)
     check_fold(found, last.partition)
+
+
+def check_attempts_only_grow(found: list[JournalEntry]) -> None:
+    """Within a stay an attempt is never taken back, and no two instructions have the same."""
+    attempts: dict[tuple[str, object, object], int] = {}
+    for entry in found:
+        for change in entry.changes:
+            if change.get("set") == "stay":
+                key = (entry.conference, change["call_id"], change["stay"])
+                assert int(change["attempt"]) >= attempts.get(key, 0)
+                attempts[key] = int(change["attempt"])
+            elif change.get("forgotten") == "stay":
+                attempts = {k: v for k, v in attempts.items() if k[:2] != (entry.conference, change["key"])}
 
 
 def check_chains(broker: Broker) -> None:
@@ -298,15 +316,32 @@ def test_a_record_in_the_wrong_partition_is_refused() -> None:
     assert "murmur2" in dict(rejected.headers)["callyard-reason"].decode()
 
 
-def test_a_new_owner_begins_a_greater_epoch() -> None:
-    broker = Broker()
+def test_a_new_owner_begins_a_greater_epoch_and_says_what_was_left_unsaid() -> None:
+    broker = history([(parked(), 0), (registered(), 0)])
     first = Worker(broker, 100)
+    first.run(5)
     assert first.partition.epoch == 1
     second = Partition(0, TOPICS, POLICY)
     second.load(broker.rows.items())
     group = second.begin(1, "stream:other")
-    began = [r for o in group.outputs if isinstance(r := parse(JOURNAL, o.value), EpochBegan)]
-    assert [b.epoch for b in began] == [1, 2], "what the first left in its outbox is said again, then the new epoch"
+    said = [parse(JOURNAL, o.value) for o in group.outputs if o.topic == TOPICS.journal.name]
+    assert [type(record).__name__ for record in said] == [
+        "JournalEntry", "JournalEntry", "EpochBegan", "PolicyDeclared",
+    ]  # fmt: skip
+    assert isinstance(said[2], EpochBegan)
+    assert said[2].epoch == 2
+    assert [o.topic for o in group.outputs].count(TOPICS.dials.name) == 1
+    assert second.begin(57, "stream:later").outputs
+    assert second.epoch == 57, "never less than the group's generation"
+
+
+def test_a_quiet_partition_that_changes_hands_says_no_more_each_time() -> None:
+    broker, sizes = Broker(), []
+    for _ in range(5):
+        sizes.append(len(Worker(broker, 100).partition.outbox))
+        broker.delivered.clear()
+        Worker(broker, 100)
+    assert max(sizes) <= 2
 
 
 def test_loading_a_partition_gives_the_desk_that_was_decided() -> None:
@@ -318,4 +353,64 @@ def test_loading_a_partition_gives_the_desk_that_was_decided() -> None:
     desk, other = loaded.desks["49123"], worker.partition.desks["49123"]
     assert (desk.row, desk.stays, desk.registrations) == (other.row, other.stays, other.registrations)
     assert list(desk.due(10**9)) == list(other.due(10**9))
-    assert isinstance(desk, Desk)
+    assert loaded.due(10**9) == worker.partition.due(10**9) != []
+
+
+def test_whoever_waits_gets_an_instruction_at_the_gateways_own_partition() -> None:
+    many = topics(KafkaSettings(partitions=12))
+    number = partition_of(b"49123", 12)
+    partition = Partition(number, many, Policy.of(PolicySettings()))
+    events = [parked(str(call)) for call in range(50)]
+    inputs = [Input(many.calls.name, n, 1, b"49123", event.encode()) for n, event in enumerate(events)]
+    partition.plan(inputs)
+    group = partition.plan([Input(many.registrations.name, 0, 2, b"49123", registered().encode())])
+    dials = [output for output in group.outputs if output.topic == many.dials.name]
+    assert {parse(DIALS, output.value).call_id for output in dials} == {event.call_id for event in events}
+    assert {(output.key, output.partition) for output in dials} == {(b"gw-1", partition_of(b"gw-1", 12))}
+    assert {parse(DIALS, output.value).partition for output in dials} == {number}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [(b"49123", b"\0" * 600_000), (b"k" * 900_000, b"v" * 600_000), (None, b'"' * 600_000), (b"49123", b"x" * 2600)],
+    ids=["nul", "long key", "quotes", "many"],
+)
+def test_no_group_outgrows_a_batch_whatever_is_rejected(key: bytes | None, value: bytes) -> None:
+    partition = Partition(0, TOPICS, POLICY)
+    left = [Input(TOPICS.calls.name, number, 1, key, value) for number in range(60)]
+    while left:
+        group = partition.plan(left)
+        assert group.consumed > 0
+        written = sum(len(k) + len(v or b"") for k, v in group.rows.items())
+        assert written < CHANGELOG_MAX_BYTES - 200_000
+        assert all(len(o.value) + len(o.key or b"") < 1_000_000 - 20_000 for o in group.outputs), "a broker's limit"
+        left = left[group.consumed :]
+
+
+def test_the_largest_fan_out_fits_a_batch() -> None:
+    policy = dataclasses.replace(POLICY, fan_out=500)
+    partition = Partition(0, TOPICS, policy)
+    calls = [
+        parked("u" * 140 + str(call), conference="49123").model_copy(
+            update={"gateway_id": "g" * 64, "call_id": "g" * 64 + "/" + "u" * 140 + str(call), "caller": "c" * 200}
+        )
+        for call in range(500)
+    ]
+    inputs = [Input(TOPICS.calls.name, n, 1, b"49123", call.encode()) for n, call in enumerate(calls)]
+    while inputs:
+        inputs = inputs[partition.plan(inputs).consumed :]
+    group = partition.plan([Input(TOPICS.registrations.name, 0, 2, b"49123", registered().encode())])
+    assert sum(o.topic == TOPICS.dials.name for o in group.outputs) == 500
+    assert sum(len(k) + len(v or b"") for k, v in group.rows.items()) < CHANGELOG_MAX_BYTES - 200_000
+
+
+def test_the_rows_that_are_left_are_the_desks_that_are_left() -> None:
+    day = 86_400_000
+    broker = history(
+        [(registered(), 0), (parked(), 5), (left(), 5), (unregistered(), 5), (timer(), day), (timer(), 9 * day)]
+    )
+    worker = Worker(broker, 1_000)
+    worker.run(1)
+    assert worker.partition.desks == {}
+    assert worker.partition.due(10**15) == []
+    assert list(broker.rows) == [b"0|@"], "nothing is kept of a number that was forgotten"

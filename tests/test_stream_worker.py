@@ -11,13 +11,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
 
 from callyard import clients
 from callyard.kafka import embedded
 from callyard.processes import Child, free_port
 from callyard.settings import KafkaSettings
 from callyard.topics import topics
+from streams.faust_guards import fence_producer
+from streams.fence import Fence, FencedError, boottime
 from tests.conftest import unique_settings
 from tests.support import kafka as on_kafka
 from tests.support.events import connected, parked, registered, unregistered
@@ -103,6 +107,88 @@ async def test_rubbish_on_the_inputs_is_set_aside_and_nothing_stops(
     assert sum("not JSON" in reason for reason in reasons) == 3
     assert sum("upgrade this program" in reason for reason in reasons) == 3
     assert sum(record.value == b"\xff\xfenonsense" for record in rejected) == 3, "as they came"
+
+
+async def test_so_much_rubbish_that_it_fills_groups_stops_nothing(
+    kafka_settings: KafkaSettings, tmp_path: Path
+) -> None:
+    names = topics(kafka_settings)
+    big, long_key = b"\0" * 300_000, b"k" * 400_000
+    rubbish = [("49123", b'"' * 2600)] * 1500 + [("49123", big)] * 9 + [(long_key, b"v" * 400_000)]
+    await on_kafka.send(kafka_settings, names.calls.name, *rubbish)
+    await on_kafka.send(kafka_settings, names.calls.name, ("49123", parked()))
+    await on_kafka.send(kafka_settings, names.registrations.name, ("49123", registered()))
+    async with running(stream_worker(kafka_settings, tmp_path / "stream.log")):
+        assert len(await instructions(kafka_settings, 1)) == 1
+        rejected = await on_kafka.read(kafka_settings, names.rejected.name, enough=len(rubbish), timeout=60)
+    assert len(rejected) == len(rubbish)
+
+
+async def test_a_transaction_on_an_input_is_no_gap_for_ever(kafka_settings: KafkaSettings, tmp_path: Path) -> None:
+    names = topics(kafka_settings)
+    worker = stream_worker(kafka_settings, tmp_path / "stream.log")
+    async with running(worker):
+        async with (
+            clients.producer(kafka_settings, "foreign", transactional_id="foreign") as producer,
+            producer.transaction(),  # its marker takes an offset after the record
+        ):
+            await on_kafka.send_one(producer, names.calls.name, "49123", parked("1"))
+        async with on_kafka.reader(kafka_settings, names.calls.name) as consumer:
+            await until(lambda: _ends(consumer, 2), what="the transaction's marker written")
+        await on_kafka.send(kafka_settings, names.calls.name, ("49123", parked("2")))
+        await on_kafka.send(kafka_settings, names.registrations.name, ("49123", registered()))
+        await until(
+            lambda: not worker.running, what="the worker ends at the hole, rather than skip what might be there"
+        )
+        worker.start()
+        await worker.ready(60)
+        issued = await instructions(kafka_settings, 2)
+    assert {i.call_id for i in issued} == {"gw-1/1", "gw-1/2"}
+
+
+async def _ends(consumer: AIOKafkaConsumer, offsets: int) -> bool:
+    return sum((await consumer.end_offsets(list(consumer.assignment()))).values()) >= offsets
+
+
+async def test_an_input_that_was_deleted_and_made_anew_is_read(kafka_settings: KafkaSettings, tmp_path: Path) -> None:
+    names = topics(kafka_settings)
+    first = stream_worker(kafka_settings, tmp_path / "first.log")
+    async with running(first):
+        await on_kafka.send(kafka_settings, names.registrations.name, ("49123", registered()))
+        await on_kafka.send(kafka_settings, names.calls.name, *[("49123", parked(str(n))) for n in range(5)])
+        assert len(await instructions(kafka_settings, 5)) == 5
+    async with clients.admin(kafka_settings) as admin:
+        await admin.delete_topics([names.calls.name])
+        await until(lambda: _is_gone(admin, names.calls.name), what="the topic deleted")
+    await on_kafka.create_topics(kafka_settings)
+    await on_kafka.send(kafka_settings, names.calls.name, ("49123", parked("new")))
+    second = stream_worker(kafka_settings, tmp_path / "second.log")
+    async with running(second):
+        await on_kafka.read(
+            kafka_settings, names.dials.name, enough=lambda found: any(b'"gw-1/new"' in r.value for r in found)
+        )
+        assert any("shorter than what was decided" in line for line in second.lines())
+
+
+async def _is_gone(admin: AIOKafkaAdminClient, topic: str) -> bool:
+    return topic not in await admin.list_topics()
+
+
+async def test_a_producer_that_the_fence_does_not_vouch_for_writes_nothing(kafka_settings: KafkaSettings) -> None:
+    topic = topics(kafka_settings).dials.name
+    fence, failures = Fence(session_seconds=6), list[BaseException]()
+    async with clients.producer(kafka_settings, "fenced") as producer:
+        fence_producer(producer, fence, failures.append)
+        fence.confirm(boottime())
+        await producer.send_and_wait(topic, b"while it holds")
+        fence.confirm(boottime())
+        fence._confirmed -= 60  # as after a minute without a heartbeat
+        delivery = await producer.send(topic, b"when it no longer holds")
+        await until(lambda: failures, what="the fence asked")
+        with pytest.raises((FencedError, KafkaError)):
+            await delivery
+    assert isinstance(failures[0], FencedError)
+    assert [record.value for record in await on_kafka.read(kafka_settings, topic)] == [b"while it holds"]
 
 
 async def test_missing_topics_and_wrong_partitions_are_named_before_the_worker_starts(
