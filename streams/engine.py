@@ -41,6 +41,8 @@ HELD = Gauge("callyard_timers_held", "Timers that wait for inputs written before
 HOLES = Counter("callyard_input_holes", "Times that offsets of an input held no record.", ["topic"])
 OWNED = Gauge("callyard_partitions_owned", "Partitions that this worker owns.")
 
+LOG_APPEND_TIME = 1
+"""Kafka's timestamp type of a record that the broker stamped."""
 ASK_AGAIN_SECONDS = 5.0
 """A timer that was published and not yet read is published again after this time."""
 EARLY_SECONDS = 0.5
@@ -198,9 +200,7 @@ class Engine:
         began = time.monotonic()
         fresh: dict[int, list[Event]] = {}
         for event in events:
-            message = event.message
-            fresh.setdefault(message.partition, []).append(event)
-            self._observe_clock(message.timestamp)
+            fresh.setdefault(event.message.partition, []).append(event)
         while True:
             groups, acks, left = [], [], {}
             for number in sorted({*fresh, *self._held}):
@@ -295,7 +295,9 @@ class Engine:
                         headers=list(output.headers) or None,
                     )
                 )
-        await _all(deliveries)
+        for delivered in await _all(deliveries):
+            if delivered.timestamp_type == LOG_APPEND_TIME:
+                self._observe_clock(delivered.timestamp)
 
     async def _send_state(self, number: int, group: Group) -> Awaitable[Any]:
         batch = self._state.create_batch()
@@ -310,10 +312,11 @@ class Engine:
 
     # --- time -------------------------------------------------------------------------------------------------------
 
-    def _observe_clock(self, broker_seconds: float) -> None:
-        # A record arrives after it was stamped, so the greatest difference seen is the closest to the truth, and
-        # never ahead of it. It decays, so that a clock set back is followed.
-        seen = broker_seconds * 1000 - time.time() * 1000
+    def _observe_clock(self, broker_ms: int) -> None:
+        # Of a record of our own whose delivery was just confirmed: it was stamped a moment ago (those that are read may
+        # be hours old). So the greatest difference seen is the closest to the truth, and never ahead of it. It decays,
+        # so that a clock set back is followed.
+        seen = broker_ms - time.time() * 1000
         if self._clock_offset_ms is None or seen > self._clock_offset_ms:
             self._clock_offset_ms = seen
         else:
@@ -358,12 +361,13 @@ class Engine:
             await self._outputs.send_and_wait(self._topics.timers.name, value, key=key, partition=number)
 
 
-async def _all(deliveries: Sequence[Awaitable[Any]]) -> None:
-    """Await deliveries; the first failure is raised after all have ended."""
+async def _all(deliveries: Sequence[Awaitable[Any]]) -> list[Any]:
+    """Await deliveries and return what was delivered; the first failure is raised after all have ended."""
     results = await asyncio.gather(*deliveries, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
             raise result
+    return results
 
 
 def _input(event: Event) -> Input:
