@@ -9,7 +9,7 @@ Rules that hold for all of them:
   refused, because its meaning may have changed.
 * What cannot be read raises `RecordError`, whose text says what is wrong and what to do. Parsing never guesses.
 
-This module does no IO and knows no topic.
+This module does no IO and knows no topic. It is long because it is the contract: one place to read, one to change.
 """
 
 from __future__ import annotations

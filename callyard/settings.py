@@ -5,7 +5,8 @@ In the ``--config`` file (TOML) it stands under the group's table: ``[kafka] boo
 wins over the file. A secret can also come from a file named by ``…_FILE`` (its last newline is dropped).
 
 `load` checks all groups that a worker needs and reports all problems at once, before anything connects. Nothing here
-connects or starts anything. Each field's description gives unit and reason; ``docs/settings.md`` is made from them.
+connects or starts anything. Each field's description gives unit and reason; ``docs/settings.md`` is made from them. The
+module is long because it is the one list of all settings.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 No clock, no IO, no logging, no order of dictionaries decides anything here. ``now`` is the broker's time of the event,
 never less than the desk's. The desk isn't touched: the caller folds ``changes`` into it.
 
-Level-triggered: after every event `_Draft.settle` looks at what now has to be true, and not at what just happened:
-a caller who waits while a registration is live gets an instruction. The cost of an event is what it changes: a call's
+Level-triggered: after every event `streams.draft` looks at what now has to be true, and not at what just happened: a
+caller who waits while a registration is live gets an instruction. The cost of an event is what it changes: a call's
 event looks at that call only; all callers are looked at when the target has changed or a timer says so. No decision
 concerns more than ``policy.fan_out`` callers; what is left over makes the desk due at once (``overflow``).
 """
@@ -27,7 +27,6 @@ from callyard.records import (
     ConferenceUnregistered,
     DeadlinePassed,
     DialFailed,
-    DialInstruction,
     DialStarted,
     FailureReason,
     InputRecord,
@@ -35,25 +34,16 @@ from callyard.records import (
     UnregisterReason,
     split_sip_uri,
 )
-from streams.desk import Changes, Desk, is_active, newest_first
+from streams.desk import Desk, is_active
+from streams.draft import Decision, Draft
 from streams.policy import Policy
-from streams.rows import DeskRow, RegistrationRow, RegistrationState, StayRow, StayState
+from streams.rows import RegistrationRow, RegistrationState, StayRow, StayState
 from streams.transitions import Known, RegistrationStep, Step, registration_step, stay_step
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Decision:
-    """What follows from one event. ``outcome`` is the transition's name, ``why`` a sentence for people."""
-
-    changes: Changes
-    instructions: tuple[DialInstruction, ...]
-    outcome: str
-    why: str
 
 
 def decide(desk: Desk, event: InputRecord, now: int, policy: Policy) -> Decision:
     """Decide one event. ``now``: the broker's timestamp in milliseconds; the desk's time never goes back."""
-    draft = _Draft(desk, max(now, desk.row.now_ms), policy)
+    draft = Draft(desk, max(now, desk.row.now_ms), policy)
     if isinstance(event, ConferenceRegistered):
         outcome, why = _registered(draft, event)
         draft.settle_registration()
@@ -68,145 +58,6 @@ def decide(desk: Desk, event: InputRecord, now: int, policy: Policy) -> Decision
     return draft.decision(outcome, why)
 
 
-class _Draft:
-    """The changes so far, seen as if they were already in the desk."""
-
-    def __init__(self, desk: Desk, now: int, policy: Policy) -> None:
-        self.desk = desk
-        self.now = now
-        self.policy = policy
-        self.registrations: dict[str, RegistrationRow] = {}
-        self.stays: dict[str, StayRow] = {}
-        self.forgotten_registrations: list[str] = []
-        self.forgotten_stays: list[str] = []
-        self.instructions: list[DialInstruction] = []
-        self.overflow = desk.row.overflow
-        self.retired = False
-
-    # --- reading ----------------------------------------------------------------------------------------------------
-
-    def stay(self, call_id: str) -> StayRow | None:
-        return self.stays.get(call_id) or self.desk.stays.get(call_id)
-
-    def live(self) -> list[RegistrationRow]:
-        """The live registrations, the newest first, the draft's changes included."""
-        return newest_first({**self.desk.live, **self.registrations}.values(), self.now)
-
-    # --- what has to be true ----------------------------------------------------------------------------------------
-
-    def settle_registration(self) -> None:
-        """After a registration's event: only a change of what is live concerns the callers."""
-        live = self.live()
-        before = newest_first(self.desk.live.values(), self.now)
-        if live and [row.key for row in live] != [row.key for row in before]:
-            self._dial_waiting(live)
-
-    def settle_call(self, call_id: str) -> None:
-        """After a call's event: it alone may have become due."""
-        live, stay = self.live(), self.stay(call_id)
-        if live and stay is not None:
-            target = self._target_of(stay, live)
-            if target is not None:
-                self._instruct(stay, target)
-
-    def settle_all(self) -> None:
-        """After a timer: whoever waits beside a live registration, be it from an overflow or a retry."""
-        live = self.live()
-        if live:
-            self._dial_waiting(live)
-
-    def _dial_waiting(self, live: list[RegistrationRow]) -> None:
-        waiting = [self.stays.get(row.key, row) for row in self.desk.waiting()]
-        # Callers that this very decision returned to parked aren't in the desk's index yet.
-        waiting += [stay for stay in self.stays.values() if (stay.since_ms, stay.key) not in self.desk.parked]
-        due = [(stay, target) for stay in waiting if (target := self._target_of(stay, live)) is not None]
-        for stay, target in due[: self.policy.fan_out]:
-            self._instruct(stay, target)
-        if len(due) > self.policy.fan_out:
-            self.overflow = True
-
-    def _target_of(self, stay: StayRow, live: list[RegistrationRow]) -> RegistrationRow | None:
-        """Where this caller is to be sent now; None for nowhere yet.
-
-        A back-off belongs to the registration that failed. One that is newer than all that were tried is tried at once,
-        and so is any other when the one that was tried is gone. After `Policy.attempts` failures the next older live
-        one has its turn, the newest again after the last.
-        """
-        if stay.state is not StayState.PARKED or stay.until_ms <= self.now:
-            return None
-        tried = next((number for number, row in enumerate(live) if row.key == stay.target), None)
-        if tried is None or live[0].serial > stay.tried:
-            return live[0]
-        if stay.retry_ms > self.now:
-            return None
-        if stay.failures >= self.policy.attempts:
-            return live[(tried + 1) % len(live)]
-        return live[tried]
-
-    def _instruct(self, stay: StayRow, target: RegistrationRow) -> None:
-        attempt = stay.attempt + 1
-        deadline = self.now + self.policy.instruction_deadline_ms
-        self.stays[stay.key] = dataclasses.replace(
-            stay,
-            state=StayState.DIALING,
-            attempt=attempt,
-            target=target.key,
-            deadline_ms=deadline,
-            retry_ms=0,
-            failures=stay.failures if stay.target == target.key else 0,
-            tried=max(stay.tried, target.serial),
-        )
-        self.instructions.append(
-            DialInstruction(
-                gateway_id=stay.gateway_id,
-                call_id=stay.call_id,
-                conference=self.desk.conference,
-                stay=stay.stay,
-                attempt=attempt,
-                sip_uri=target.sip_uri,
-                node_id=target.node_id,
-                source=target.source,
-                instance_id=target.instance_id,
-                issued_at_ms=self.now,
-                deadline_ms=deadline,
-                partition=0,
-            )
-        )
-
-    # --- the result -------------------------------------------------------------------------------------------------
-
-    def decision(self, outcome: str, why: str) -> Decision:
-        if self.instructions:
-            first = self.instructions[0]
-            many = f"{len(self.instructions)} callers are" if len(self.instructions) > 1 else "the caller is"
-            why = f"{why}; {many} sent to node {first.node_id}"
-        rest = self._rows_left()
-        empty = None if rest else self.desk.row.empty_ms if self.desk.row.empty_ms is not None else self.now
-        row = DeskRow(
-            version=self.desk.row.version + 1,
-            now_ms=self.now,
-            head=self.desk.row.head,
-            overflow=self.overflow,
-            empty_ms=empty,
-        )
-        changes = Changes(
-            desk=row,
-            registrations=tuple(self.registrations.values()),
-            stays=tuple(self.stays.values()),
-            removed_registrations=tuple(self.forgotten_registrations),
-            removed_stays=tuple(self.forgotten_stays),
-            retired=self.retired,
-        )
-        return Decision(changes, tuple(self.instructions), outcome, why)
-
-    def _rows_left(self) -> int:
-        new = len(self.registrations.keys() - self.desk.registrations.keys()) + len(
-            self.stays.keys() - self.desk.stays.keys()
-        )
-        gone = len(self.forgotten_registrations) + len(self.forgotten_stays)
-        return len(self.desk.registrations) + len(self.desk.stays) + new - gone
-
-
 # --- registrations --------------------------------------------------------------------------------------------------
 
 
@@ -214,7 +65,7 @@ def _registration_key(event: ConferenceRegistered | ConferenceUnregistered) -> s
     return f"{event.node_id}|{event.source.value}|{event.instance_id}"
 
 
-def _registered(draft: _Draft, event: ConferenceRegistered) -> tuple[str, str]:
+def _registered(draft: Draft, event: ConferenceRegistered) -> tuple[str, str]:
     user, host, _, _ = split_sip_uri(event.sip_uri)
     if event.conference not in user:
         return "refused", f"the URI of node {event.node_id} does not lead to this conference: its user is {user}"
@@ -247,7 +98,7 @@ def _registered(draft: _Draft, event: ConferenceRegistered) -> tuple[str, str]:
     return step.value, f"node {event.node_id} renewed its registration"
 
 
-def _unregistered(draft: _Draft, event: ConferenceUnregistered) -> tuple[str, str]:
+def _unregistered(draft: Draft, event: ConferenceUnregistered) -> tuple[str, str]:
     key = _registration_key(event)
     row = draft.desk.registrations.get(key)
     step = registration_step(row.state if row else Known.NOTHING, f"unregistered-{event.reason.value}")
@@ -277,7 +128,7 @@ def _unregistered(draft: _Draft, event: ConferenceUnregistered) -> tuple[str, st
 # --- calls ----------------------------------------------------------------------------------------------------------
 
 
-def _call(draft: _Draft, event: CallRecord) -> tuple[str, str]:
+def _call(draft: Draft, event: CallRecord) -> tuple[str, str]:
     row = draft.desk.stays.get(event.call_id)
     step = stay_step(_known(row, event.stay), event.type)
     if row is not None and event.stay == row.stay:
@@ -343,7 +194,7 @@ _NEVER_DIALLED = frozenset({FailureReason.NOT_PARKED, FailureReason.BAD_INSTRUCT
 """The gateway refused the instruction itself, so it tells nothing of the talk."""
 
 
-def _new_stay(draft: _Draft, event: CallRecord) -> StayRow:
+def _new_stay(draft: Draft, event: CallRecord) -> StayRow:
     caller = event.caller if isinstance(event, CallerParked | CallAlive) else None
     form = event.caller_form if isinstance(event, CallerParked | CallAlive) else CallerForm.NONE
     return StayRow(
@@ -358,11 +209,11 @@ def _new_stay(draft: _Draft, event: CallRecord) -> StayRow:
     )
 
 
-def _renewed(draft: _Draft, row: StayRow) -> StayRow:
+def _renewed(draft: Draft, row: StayRow) -> StayRow:
     return dataclasses.replace(row, until_ms=draft.now + draft.policy.call_lease_ms)
 
 
-def _as_told(draft: _Draft, row: StayRow, event: CallRecord) -> StayRow:
+def _as_told(draft: Draft, row: StayRow, event: CallRecord) -> StayRow:
     """The stay in the state that the gateway's event says it is in."""
     if isinstance(event, DialFailed):
         return _failed(draft, row, event.reason, event.attempt)
@@ -391,7 +242,7 @@ _HOPELESS = frozenset({FailureReason.REFUSED, FailureReason.BAD_INSTRUCTION})
 """Trying the same again soon can't help; a new registration can."""
 
 
-def _failed(draft: _Draft, row: StayRow, reason: FailureReason, attempt: int) -> StayRow:
+def _failed(draft: Draft, row: StayRow, reason: FailureReason, attempt: int) -> StayRow:
     failures = row.failures + 1
     policy = draft.policy
     wait = policy.backoff_max_ms if reason in _HOPELESS else policy.backoff_after(failures)
@@ -405,7 +256,7 @@ def _failed(draft: _Draft, row: StayRow, reason: FailureReason, attempt: int) ->
     )
 
 
-def _leave(draft: _Draft, event: CallRecord, row: StayRow | None) -> str:
+def _leave(draft: Draft, event: CallRecord, row: StayRow | None) -> str:
     assert isinstance(event, CallerLeft)  # noqa: S101 - by the table
     gone = event.reason is LeftReason.GONE
     draft.stays[event.call_id] = dataclasses.replace(
@@ -421,7 +272,7 @@ def _leave(draft: _Draft, event: CallRecord, row: StayRow | None) -> str:
 # --- time -----------------------------------------------------------------------------------------------------------
 
 
-def _deadline_passed(draft: _Draft) -> tuple[str, str]:
+def _deadline_passed(draft: Draft) -> tuple[str, str]:
     counts: dict[str, int] = {}
     draft.overflow = False
     for number, row in enumerate(draft.desk.due(draft.now)):
@@ -441,7 +292,7 @@ def _deadline_passed(draft: _Draft) -> tuple[str, str]:
     return "time", told
 
 
-def _registration_due(draft: _Draft, row: RegistrationRow) -> str:
+def _registration_due(draft: Draft, row: RegistrationRow) -> str:
     if row.state is not RegistrationState.LIVE:
         draft.forgotten_registrations.append(row.key)
         return "registrations forgotten"
@@ -451,7 +302,7 @@ def _registration_due(draft: _Draft, row: RegistrationRow) -> str:
     return "registrations lapsed"
 
 
-def _stay_due(draft: _Draft, row: StayRow) -> str:
+def _stay_due(draft: Draft, row: StayRow) -> str:
     if not is_active(row):
         draft.forgotten_stays.append(row.key)
         return "calls forgotten"

@@ -10,8 +10,8 @@ import dataclasses
 from typing import Any
 
 from callyard.records import DialInstruction, InputRecord, JournalEntry, Position
-from streams.decide import Decision
 from streams.desk import Changes, Desk
+from streams.draft import Decision
 from streams.rows import DeskRow, RegistrationRow, StayRow
 
 

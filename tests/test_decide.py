@@ -9,8 +9,9 @@ import pytest
 
 from callyard.records import InputRecord
 from callyard.settings import PolicySettings
-from streams.decide import Decision, decide
+from streams.decide import decide
 from streams.desk import Desk
+from streams.draft import Decision
 from streams.policy import Policy
 from streams.rows import RegistrationState, StayState
 from streams.transitions import (
