@@ -140,7 +140,9 @@ class Engine:
             self._generation = generation
             self._unread = {(topic.name, number) for topic in self._topics.inputs for number in rows}
             if generation < 0 or not await self._may_speak(generation):
-                return  # the next rebalance has begun already
+                # The next rebalance has begun already.
+                self._partitions.clear()
+                return
             await self._carry_out(groups)
             OWNED.set(len(rows))
             log.info("partitions taken over", partitions=sorted(rows), generation=generation)

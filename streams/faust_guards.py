@@ -116,11 +116,16 @@ class GuardedThread(driver.AIOKafkaConsumerThread):
         watched.watched = True  # type: ignore[attr-defined]
         coordinator._do_heartbeat = watched  # noqa: SLF001
 
-    def pause_in_client(self, tps: Iterable[TP]) -> Awaitable[None]:
-        """Pause partitions in aiokafka itself, so that nothing of them is fetched."""
+    def pause_in_client(self, tps: Iterable[TP], generation: int) -> Awaitable[None]:
+        """Pause partitions in aiokafka itself, so that nothing of them is fetched, unless another generation began.
+
+        A new assignment begins unpaused. Pausing it would keep its recovery from ever reading the changelogs.
+        """
 
         async def pause() -> None:
             consumer = self._ensure_consumer()
+            if _patched(consumer, "_coordinator").generation != generation:
+                return
             assigned = consumer.assignment()
             consumer.pause(*(tp for tp in map(driver.ensure_aiokafka_TP, tps) if tp in assigned))
 
@@ -145,9 +150,12 @@ class GuardedConsumer(driver.Consumer):
             # Faust takes "nothing read yet" from None, and from the committed offset which acknowledgements count.
             self._read_offset[tp] = offset or None
             self._committed_offset[tp] = offset or None
-        changelogs = {tp for tp in self.assignment() if self._is_changelog_tp(tp)}
-        if changelogs:
-            await cast("GuardedThread", self._thread).pause_in_client(changelogs)
+        # Faust seeks at other times, too, for example while a recovery reads the changelogs.
+        app = cast("GuardedApp", self.app)
+        if not app.recovers:
+            changelogs = {tp for tp in self.assignment() if self._is_changelog_tp(tp)}
+            generation = app.consumer_generation_id
+            await cast("GuardedThread", self._thread).pause_in_client(changelogs, generation)
 
 
 class GuardedTransport(driver.Transport):
@@ -194,6 +202,11 @@ class GuardedApp(faust.App):
         return GuardedTransport(self.conf.broker_consumer, self)
 
     @property
+    def recovers(self) -> bool:
+        """Whether changelogs are being read, or are about to be."""
+        return bool(_patched(_patched(self.tables, "recovery"), "in_recovery")) or self.recovers_again
+
+    @property
     def recovers_again(self) -> bool:
         """Whether another rebalance interrupted this recovery, so that what it read is incomplete.
 
@@ -201,6 +214,12 @@ class GuardedApp(faust.App):
         """
         event: Any = _patched(_patched(self.tables, "recovery"), "signal_recovery_start")
         return bool(event.is_set())
+
+    @property
+    def recovery_progress(self) -> tuple[int, int]:
+        """Changes as long as a rebalance goes forward: how many there were, and how far changelogs were read."""
+        read: Mapping[TP, int | None] = _patched(_patched(self.tables, "recovery"), "active_offsets")
+        return self.rebalancing_count, sum(offset or 0 for offset in read.values())
 
     async def check_recovered(self, changelogs: Iterable[TP]) -> None:
         """Raise `GuardError` unless these changelog partitions were read to their end."""

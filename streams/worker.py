@@ -15,6 +15,7 @@ import os
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -40,6 +41,8 @@ SHORTER = Counter("callyard_inputs_shorter", "Times that an input was shorter th
 EXIT_FAILED = 70
 BATCH_BYTES = topics.CHANGELOG_MAX_BYTES - 100_000
 OUTPUT_BATCH_BYTES = 400_000
+STUCK_SECONDS = 60.0
+"""Longer than a group may take to agree (30 s)."""
 
 
 def end_process(error: BaseException) -> NoReturn:
@@ -143,6 +146,7 @@ class Worker:
         self._tasks = [
             asyncio.create_task(self.engine.run(), name="engine"),
             asyncio.create_task(self.engine.keep_time(), name="timers"),
+            asyncio.create_task(self._watch_rebalance(), name="watch"),
         ]
 
     async def _producer(self, client_id: str, batch_bytes: int) -> AIOKafkaProducer:
@@ -151,6 +155,17 @@ class Worker:
         )
         fence_producer(made, self.fence, end_process)
         return made
+
+    async def _watch_rebalance(self) -> None:
+        """End the process when a rebalance goes nowhere: another worker, or the next start, then has the partitions."""
+        before, since = (-1, -1), time.monotonic()
+        while True:
+            await asyncio.sleep(STUCK_SECONDS / 12)
+            progress = self.app.recovery_progress
+            if not self.app.rebalancing or progress != before:
+                before, since = progress, time.monotonic()
+            elif time.monotonic() - since > STUCK_SECONDS:
+                end_process(RuntimeError(f"a rebalance made no progress for {STUCK_SECONDS:g} s"))
 
     async def _pump(self, stream: Any) -> None:
         async for event in stream.noack().events():
