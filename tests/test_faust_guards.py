@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from faust.types import TP
 
 from streams import faust_guards, fence
 from streams.faust_guards import GuardError
@@ -54,3 +57,22 @@ def test_the_fence_holds_for_four_fifths_of_the_session_since_the_heartbeat_was_
 def test_the_clock_of_the_fence_counts_suspension() -> None:
     assert abs(fence.boottime() - time.clock_gettime(time.CLOCK_BOOTTIME)) < 1
     assert fence.boottime() >= time.clock_gettime(time.CLOCK_MONOTONIC) - 1
+
+
+@pytest.mark.parametrize(("generation", "paused"), [(7, 1), (6, 0)])
+async def test_changelogs_of_another_generation_are_never_paused(generation: int, paused: int) -> None:
+    # A pause that comes late would fall on the next assignment, whose recovery then never reads.
+    changelog = TP("t-desks-changelog", 0)
+    calls: list[object] = []
+    consumer = SimpleNamespace(
+        _coordinator=SimpleNamespace(generation=7),
+        assignment=lambda: {faust_guards.driver.ensure_aiokafka_TP(changelog)},
+        pause=lambda *tps: calls.extend(tps),
+    )
+
+    async def call_thread(work: Callable[[], Awaitable[None]]) -> None:
+        await work()
+
+    thread = SimpleNamespace(_ensure_consumer=lambda: consumer, call_thread=call_thread)
+    await faust_guards.GuardedThread.pause_in_client(thread, {changelog}, generation)  # type: ignore[arg-type]
+    assert len(calls) == paused
