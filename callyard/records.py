@@ -161,7 +161,17 @@ class CallState(str, Enum):
 
     PARKED = "parked"
     DIALING = "dialing"
+    """An instruction is being carried out: Asterisk dials, or tells the caller something."""
     CONNECTED = "connected"
+
+
+class AfterTalk(str, Enum):
+    """How the talk ended that a stay follows; decides whether the caller is put back in."""
+
+    ENDED = "ended"
+    """The node hung up as usual: it removed the caller, or the conference is over."""
+    LOST = "lost"
+    """The node's leg failed: no audio came any more, its transport broke, or it gave an abnormal cause."""
 
 
 class FailureReason(str, Enum):
@@ -180,6 +190,8 @@ class FailureReason(str, Enum):
     """The gateway could not redirect the call: at that moment it wasn't parked in that stay."""
     BAD_INSTRUCTION = "bad-instruction"
     """The gateway refuses the instruction itself (a URI that isn't allowed there)."""
+    TOLD = "told"
+    """It was no dial: the caller was told that the conference can't be reached, and waits on."""
     OTHER = "other"
 
 
@@ -189,11 +201,15 @@ class LeftReason(str, Enum):
     HANGUP = "hangup"
     """The caller hung up while waiting or being dialled."""
     CONFERENCE_LEFT = "conference-left"
-    """It was connected, and either side ended it."""
+    """It was connected, and either side ended it; a newer stay follows where the caller follows the meeting."""
     NEW_NUMBER = "new-number"
     """The caller left this number for another one: this stay is over, the call goes on in another desk."""
     TIMED_OUT = "timed-out"
     """The longest wait was over; the caller was told."""
+    GIVEN_UP = "given-up"
+    """The conference runs but could not be reached in all attempts; the caller was told."""
+    REMOVED = "removed"
+    """The node had ended the talk while the conference went on: the caller is not put back in."""
     GONE = "gone"
     """The gateway doesn't know the call any more (Asterisk restarted, events were lost)."""
 
@@ -218,6 +234,8 @@ class CallerParked(_CallRecord):
     caller: Text | None = None
     caller_form: CallerForm = CallerForm.NONE
     parked_at_ms: Milliseconds | None = None
+    after: AfterTalk | None = None
+    """The stay follows a talk that ended so; None: the caller has just entered the number."""
 
 
 class CallAlive(_CallRecord):
@@ -228,6 +246,7 @@ class CallAlive(_CallRecord):
     attempt: Annotated[int, Field(ge=0, le=100_000)] = 0
     caller: Text | None = None
     caller_form: CallerForm = CallerForm.NONE
+    after: AfterTalk | None = None
 
 
 class DialStarted(_CallRecord):
@@ -277,20 +296,24 @@ class DeadlinePassed(Sent):
 # --- callyard.dials -------------------------------------------------------------------------------------------------
 
 
-class DialInstruction(Record):
-    """To a gateway: redirect this call, in this stay, to this SIP URI."""
+class Notice(str, Enum):
+    """What a caller is told."""
 
-    type: Literal["dial-instruction"] = "dial-instruction"
+    UNREACHABLE = "unreachable"
+    """The conference runs but can't be reached now; the caller waits on."""
+    GIVEN_UP = "given-up"
+    """The conference runs but can't be reached; the call ends."""
+    REMOVED = "removed"
+    """The caller was removed from the conference; the call ends."""
+
+
+class _Instruction(Record):
     gateway_id: GatewayId
     call_id: CallId
     conference: Conference
     stay: StayNumber
     attempt: Annotated[int, Field(ge=1, le=2**53 - 1)]
-    """Wider than what a gateway may claim: the stream can always count on from there."""
-    sip_uri: SipUri
-    node_id: NodeId
-    source: Source
-    instance_id: InstanceId
+    """Counts all instructions of a stay. Wider than what a gateway may claim: the stream can always count on."""
     issued_at_ms: Milliseconds
     deadline_ms: Milliseconds
     """Broker time after which the stream issues the next attempt if it has heard no outcome."""
@@ -303,6 +326,26 @@ class DialInstruction(Record):
     def instruction_id(self) -> str:
         """Unique: ``<call id>#<stay>.<attempt>``; a repeated instruction has the same id and the same content."""
         return f"{self.call_id}#{self.stay}.{self.attempt}"
+
+
+class DialInstruction(_Instruction):
+    """To a gateway: redirect this call, in this stay, to this SIP URI."""
+
+    type: Literal["dial-instruction"] = "dial-instruction"
+    sip_uri: SipUri
+    node_id: NodeId
+    source: Source
+    instance_id: InstanceId
+
+
+class TellInstruction(_Instruction):
+    """To a gateway: tell this caller, in this stay, this; then the caller waits on or the call ends, as it says."""
+
+    type: Literal["tell-instruction"] = "tell-instruction"
+    notice: Notice
+
+
+Instruction = Annotated[DialInstruction | TellInstruction, Field(discriminator="type")]
 
 
 # --- callyard.journal -----------------------------------------------------------------------------------------------
@@ -339,7 +382,7 @@ class JournalEntry(Record):
     why: str
     """One sentence for people."""
     changes: tuple[Free, ...] = ()
-    instructions: tuple[DialInstruction, ...] = ()
+    instructions: tuple[Instruction, ...] = ()
     policy_digest: str
 
 
@@ -371,7 +414,7 @@ JournalRecord = JournalEntry | EpochBegan | PolicyDeclared
 REGISTRATIONS: TypeAdapter[RegistrationRecord] = TypeAdapter(Annotated[RegistrationRecord, Field(discriminator="type")])
 CALLS: TypeAdapter[CallRecord] = TypeAdapter(Annotated[CallRecord, Field(discriminator="type")])
 TIMERS: TypeAdapter[DeadlinePassed] = TypeAdapter(DeadlinePassed)
-DIALS: TypeAdapter[DialInstruction] = TypeAdapter(DialInstruction)
+DIALS: TypeAdapter[DialInstruction | TellInstruction] = TypeAdapter(Instruction)
 JOURNAL: TypeAdapter[JournalRecord] = TypeAdapter(Annotated[JournalRecord, Field(discriminator="type")])
 
 R = TypeVar("R")

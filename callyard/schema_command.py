@@ -33,7 +33,7 @@ TOPICS: dict[str, tuple[TypeAdapter[Any], tuple[type[Record], ...]]] = {
         ),
     ),
     "timers": (records.TIMERS, (records.DeadlinePassed,)),
-    "dials": (records.DIALS, (records.DialInstruction,)),
+    "dials": (records.DIALS, (records.DialInstruction, records.TellInstruction)),
     "journal": (records.JOURNAL, (records.JournalEntry, records.EpochBegan, records.PolicyDeclared)),
 }
 """For each topic that holds records: how it is read, and which types it holds."""

@@ -286,7 +286,13 @@ class AsteriskSettings(Group):
     rtp_last_port: int = Field(20_000, ge=1025, le=65535, description="Last UDP port for audio.")
     rtp_timeout_seconds: int = Field(
         60, ge=0, le=3600,
-        description="Seconds without any audio after which a leg is hung up, for peers that vanished; 0: never.",
+        description="Seconds without any audio from a caller after which the call is hung up, for those that vanished;"
+        " 0: never.",
+    )  # fmt: skip
+    node_rtp_timeout_seconds: int = Field(
+        20, ge=0, le=3600,
+        description="Seconds without any audio from a node after which it is lost to the caller, who then follows the"
+        " meeting; 0: never.",
     )  # fmt: skip
     codecs: str = Field(
         "ulaw,alaw", pattern=r"^[a-z0-9]+(,[a-z0-9]+)*$", description="Codecs offered and taken, the preferred first."
@@ -305,6 +311,16 @@ class AsteriskSettings(Group):
     dial_seconds: int = Field(
         6, ge=1, le=60, description="Seconds until a dial to a node that doesn't answer has failed."
     )
+    follow_ended_seconds: int = Field(
+        60, ge=0, le=86400,
+        description="Seconds that a caller whose conference has ended waits for it to begin again, on whatever node; 0:"
+        " the call ends with it.",
+    )  # fmt: skip
+    follow_lost_seconds: int = Field(
+        600, ge=0, le=86400,
+        description="Seconds that a caller whose node was lost (no audio, an abnormal cause) waits to be put through"
+        " again; 0: the call ends with it.",
+    )  # fmt: skip
     while_dialing: Literal["music", "ringing"] = Field("music", description="What a caller hears while being dialled.")
     caller_id: Literal["masked", "full", "none"] = Field(
         "masked", description="How nodes see the caller's number: last three digits as x, in full, or not at all."
@@ -325,12 +341,25 @@ class AsteriskSettings(Group):
     prompt_waited: str = Field(
         "please-try-call-later&vm-goodbye", pattern=_PROMPT, description="The longest wait is over."
     )
+    prompt_unreachable: str = Field(
+        "sorry-youre-having-problems&one-moment-please", pattern=_PROMPT,
+        description="The conference runs but can't be reached; the caller waits on.",
+    )  # fmt: skip
+    prompt_given_up: str = Field(
+        "sorry-youre-having-problems&please-try-call-later&vm-goodbye", pattern=_PROMPT,
+        description="The conference runs but can't be reached; the call ends.",
+    )  # fmt: skip
+    prompt_removed: str = Field(
+        "conf-kicked&vm-goodbye", pattern=_PROMPT, description="The caller was removed from the conference."
+    )
     manager_networks: str = Field(
         "127.0.0.1", pattern=_NETWORKS, description="Addresses or networks that the manager user may connect from."
     )
 
-    @field_validator("base_directory", "music_directory", "prompt_number", "prompt_wrong", "prompt_goodbye",
-                     "prompt_full", "prompt_waited")  # fmt: skip
+    @field_validator(
+        "base_directory", "music_directory", "prompt_number", "prompt_wrong", "prompt_goodbye", "prompt_full",
+        "prompt_waited", "prompt_unreachable", "prompt_given_up", "prompt_removed",
+    )  # fmt: skip
     @classmethod
     def _stays_inside(cls, value: str) -> str:
         if ".." in value:
@@ -395,7 +424,23 @@ class PolicySettings(Group):
     )  # fmt: skip
     attempts: int = Field(
         5, ge=1, le=100,
-        description="Failed dials of a stay to one registration after which the next live one, if any, has its turn.",
+        description="Failed dials of a stay to one registration after which the next live one has its turn; after the"
+        " last one the caller is told.",
+    )  # fmt: skip
+    after_attempts: Literal["wait", "end"] = Field(
+        "wait",
+        description="What follows when a caller was told that the conference can't be reached: wait (and be put through"
+        " once it can), or the end of the call.",
+    )  # fmt: skip
+    tell_deadline_seconds: float = Field(
+        30, ge=1, le=300,
+        description="Seconds until an instruction to tell a caller something is issued again if it has had no outcome;"
+        " longer than the announcement.",
+    )  # fmt: skip
+    kick_seconds: float = Field(
+        5, ge=0, le=60,
+        description="Seconds after a node has hung up as usual: if the registration ends within them, the meeting is"
+        " over and the caller follows it; if not, the caller was removed and isn't put back in.",
     )  # fmt: skip
     backoff_seconds: float = Field(
         1, gt=0, le=60, description="Seconds before a failed dial is tried again; doubles with each failure."

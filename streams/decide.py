@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 
 from callyard.records import (
+    AfterTalk,
     CallAlive,
     CallerConnected,
     CallerForm,
@@ -105,6 +106,7 @@ def _unregistered(draft: Draft, event: ConferenceUnregistered) -> tuple[str, str
     forget = draft.now + draft.policy.ended_retention_ms
     if step is RegistrationStep.END or step is RegistrationStep.LOSE:
         state = RegistrationState.ENDED if event.reason is UnregisterReason.ENDED else RegistrationState.LOST
+        down = row.down_ms if row is not None and row.state is not RegistrationState.LIVE else draft.now
         if row is None:
             row = RegistrationRow(
                 node_id=event.node_id,
@@ -116,7 +118,7 @@ def _unregistered(draft: Draft, event: ConferenceUnregistered) -> tuple[str, str
                 since_ms=draft.now,
                 until_ms=forget,
             )
-        draft.registrations[key] = dataclasses.replace(row, state=state, until_ms=forget)
+        draft.registrations[key] = dataclasses.replace(row, state=state, until_ms=forget, down_ms=down)
         return step.value, (
             f"the conference ended on node {event.node_id}"
             if state is RegistrationState.ENDED
@@ -140,7 +142,7 @@ def _call(draft: Draft, event: CallRecord) -> tuple[str, str]:
     if step is Step.LEAVE:
         return step.value, _leave(draft, event, row)
     fresh = row is None or event.stay > row.stay
-    base = _new_stay(draft, event) if fresh or row is None else _renewed(draft, row)
+    base = _new_stay(draft, event, row) if fresh or row is None else _renewed(draft, row)
     if step in (Step.ADOPT, Step.REVIVE):
         draft.stays[base.key] = _as_told(draft, base, event)
         said = "the desk did not know it" if step is Step.ADOPT else "it had been written off"
@@ -148,7 +150,7 @@ def _call(draft: Draft, event: CallRecord) -> tuple[str, str]:
     if step is Step.FAIL:
         assert isinstance(event, DialFailed)  # noqa: S101 - by the table
         draft.stays[base.key] = _failed(draft, base, event.reason, event.attempt)
-        return step.value, f"attempt {event.attempt} failed: {event.reason.value}"
+        return step.value, f"attempt {event.attempt} {_FAILED.get(event.reason, f'failed: {event.reason.value}')}"
     if step is Step.START or step is Step.CONNECT:
         assert isinstance(event, DialStarted | CallerConnected)  # noqa: S101 - by the table
         draft.stays[base.key] = _as_told(draft, base, event)
@@ -158,7 +160,27 @@ def _call(draft: Draft, event: CallRecord) -> tuple[str, str]:
             else f"the caller is in the conference (attempt {event.attempt})"
         )
     draft.stays[base.key] = base
-    return step.value, ("the caller waits" if step is Step.PARK else "the gateway renewed the call's lease")
+    return step.value, (_parked_why(base, event) if step is Step.PARK else "the gateway renewed the call's lease")
+
+
+_FAILED = {FailureReason.TOLD: "told the caller that the conference can't be reached"}
+
+
+def _parked_why(stay: StayRow, event: CallRecord) -> str:
+    after = _after(event)
+    if after is None:
+        return "the caller waits"
+    if after is AfterTalk.LOST:
+        return "the node's leg was lost; the caller waits to be put through again"
+    return "the node hung up; " + (
+        "the caller waits for the conference to begin again"
+        if stay.anchor is None
+        else "whether the conference is over is waited for"
+    )
+
+
+def _after(event: CallRecord) -> AfterTalk | None:
+    return event.after if isinstance(event, CallerParked | CallAlive) else None
 
 
 _NO_OP = {
@@ -194,10 +216,10 @@ _NEVER_DIALLED = frozenset({FailureReason.NOT_PARKED, FailureReason.BAD_INSTRUCT
 """The gateway refused the instruction itself, so it tells nothing of the talk."""
 
 
-def _new_stay(draft: Draft, event: CallRecord) -> StayRow:
+def _new_stay(draft: Draft, event: CallRecord, old: StayRow | None) -> StayRow:
     caller = event.caller if isinstance(event, CallerParked | CallAlive) else None
     form = event.caller_form if isinstance(event, CallerParked | CallAlive) else CallerForm.NONE
-    return StayRow(
+    stay = StayRow(
         call_id=event.call_id,
         gateway_id=event.gateway_id,
         stay=event.stay,
@@ -206,6 +228,36 @@ def _new_stay(draft: Draft, event: CallRecord) -> StayRow:
         until_ms=draft.now + draft.policy.call_lease_ms,
         caller=caller,
         caller_form=form,
+    )
+    after = _after(event)
+    if after is AfterTalk.ENDED:
+        return _held(draft, stay, old)
+    if after is AfterTalk.LOST and old is not None:
+        return _lost(draft, stay, old)
+    return stay
+
+
+def _held(draft: Draft, stay: StayRow, old: StayRow | None) -> StayRow:
+    """The stay after a talk that the node ended as usual: whether its conference goes on is yet to be seen."""
+    live = draft.live()
+    anchor = old.target if old is not None and old.target is not None else live[0].key if live else None
+    held = dataclasses.replace(stay, anchor=anchor, held_ms=draft.now + draft.policy.kick_ms)
+    return held if draft.outlived(held) else stay
+
+
+def _lost(draft: Draft, stay: StayRow, old: StayRow) -> StayRow:
+    """The stay after a talk that failed: at once again, unless such talks are short and one follows the other."""
+    policy = draft.policy
+    if not old.connected_ms or draft.now - old.connected_ms >= policy.backoff_max_ms:
+        return stay
+    losses = old.losses + 1
+    return dataclasses.replace(
+        stay,
+        target=old.target,
+        tried=old.tried,
+        losses=losses,
+        failures=losses,
+        retry_ms=draft.now + policy.backoff_after(losses),
     )
 
 
@@ -228,8 +280,22 @@ def _as_told(draft: Draft, row: StayRow, event: CallRecord) -> StayRow:
     if state is StayState.DIALING:
         same = row.state is StayState.DIALING and row.attempt == attempt
         deadline = row.deadline_ms if same else draft.now + draft.policy.instruction_deadline_ms
-        return dataclasses.replace(row, state=state, attempt=max(1, attempt), deadline_ms=deadline, retry_ms=0)
-    return dataclasses.replace(row, state=state, attempt=attempt, deadline_ms=0, retry_ms=0)
+        return dataclasses.replace(
+            row,
+            state=state,
+            attempt=max(1, attempt),
+            deadline_ms=deadline,
+            retry_ms=0,
+            notice=row.notice if same else None,
+        )
+    fresh = row.state in (StayState.PARKED, StayState.DIALING)
+    row = dataclasses.replace(row, state=state, attempt=attempt, deadline_ms=0, retry_ms=0, notice=None)
+    if state is StayState.CONNECTED:
+        # Connected by an earlier attempt than the last one instructed: to where is not known.
+        known = isinstance(event, CallerConnected | CallAlive) and event.attempt >= attempt
+        began = row.connected_ms if row.connected_ms and not fresh else draft.now
+        return dataclasses.replace(row, connected_ms=began, target=row.target if known else None)
+    return row
 
 
 _TOLD = {
@@ -242,29 +308,39 @@ _HOPELESS = frozenset({FailureReason.REFUSED, FailureReason.BAD_INSTRUCTION})
 """Trying the same again soon can't help; a new registration can."""
 
 
+_NOT_THE_NODE = frozenset({FailureReason.NOT_FOUND, FailureReason.NOT_PARKED, FailureReason.TOLD})
+"""No sign that a conference which runs can't be reached: where it isn't found, it may have ended or just begun."""
+
+
 def _failed(draft: Draft, row: StayRow, reason: FailureReason, attempt: int) -> StayRow:
-    failures = row.failures + 1
     policy = draft.policy
-    wait = policy.backoff_max_ms if reason in _HOPELESS else policy.backoff_after(failures)
-    return dataclasses.replace(
-        row,
-        state=StayState.PARKED,
-        attempt=max(row.attempt, attempt),
-        failures=failures,
-        deadline_ms=0,
-        retry_ms=draft.now + wait,
+    failed = dataclasses.replace(
+        row, state=StayState.PARKED, attempt=max(row.attempt, attempt), deadline_ms=0, notice=None
     )
+    if reason is FailureReason.TOLD:
+        return dataclasses.replace(failed, told=True, retry_ms=draft.now + policy.backoff_max_ms)
+    failures, misses = row.failures + 1, row.misses + (reason not in _NOT_THE_NODE)
+    if reason in _HOPELESS:
+        failures, misses = max(failures, policy.attempts), max(misses, policy.attempts)
+    wait = policy.backoff_after(failures)
+    live = draft.live()
+    if failures >= policy.attempts and live and live[-1].key != row.target:
+        # The next one's turn: it has nothing to do with the failures of this one.
+        wait = policy.backoff_ms
+    return dataclasses.replace(failed, failures=failures, misses=misses, retry_ms=draft.now + wait)
 
 
 def _leave(draft: Draft, event: CallRecord, row: StayRow | None) -> str:
     assert isinstance(event, CallerLeft)  # noqa: S101 - by the table
     gone = event.reason is LeftReason.GONE
     draft.stays[event.call_id] = dataclasses.replace(
-        row if row is not None and row.stay == event.stay else _new_stay(draft, event),
+        row if row is not None and row.stay == event.stay else _new_stay(draft, event, row),
         state=StayState.GONE if gone else StayState.LEFT,
         until_ms=draft.now + draft.policy.ended_retention_ms,
         deadline_ms=0,
         retry_ms=0,
+        held_ms=0,
+        notice=None,
     )
     return "the gateway no longer knows the call" if gone else f"the stay is over: {event.reason.value}"
 
@@ -297,7 +373,10 @@ def _registration_due(draft: Draft, row: RegistrationRow) -> str:
         draft.forgotten_registrations.append(row.key)
         return "registrations forgotten"
     draft.registrations[row.key] = dataclasses.replace(
-        row, state=RegistrationState.LAPSED, until_ms=draft.now + draft.policy.ended_retention_ms
+        row,
+        state=RegistrationState.LAPSED,
+        until_ms=draft.now + draft.policy.ended_retention_ms,
+        down_ms=draft.now,
     )
     return "registrations lapsed"
 
@@ -308,14 +387,26 @@ def _stay_due(draft: Draft, row: StayRow) -> str:
         return "calls forgotten"
     if row.until_ms <= draft.now:
         draft.stays[row.key] = dataclasses.replace(
-            row, state=StayState.LAPSED, until_ms=draft.now + draft.policy.ended_retention_ms, deadline_ms=0, retry_ms=0
+            row,
+            state=StayState.LAPSED,
+            until_ms=draft.now + draft.policy.ended_retention_ms,
+            deadline_ms=0,
+            retry_ms=0,
+            held_ms=0,
+            notice=None,
         )
         return "calls lapsed"
     if row.state is StayState.DIALING:
         # No outcome was heard in time. The next attempt is due at once; the gateway refuses what is contradictory.
         draft.stays[row.key] = dataclasses.replace(
-            row, state=StayState.PARKED, failures=row.failures + 1, deadline_ms=0, retry_ms=0
+            row, state=StayState.PARKED, failures=row.failures + 1, deadline_ms=0, retry_ms=0, notice=None
         )
         return "instructions without an outcome"
-    draft.stays[row.key] = dataclasses.replace(row, retry_ms=0)
+    retry = row.retry_ms if row.retry_ms > draft.now else 0
+    if 0 < row.held_ms <= draft.now:
+        # What is decided now holds: a registration that comes back later finds a caller who waits.
+        anchor = row.anchor if draft.outlived(row) else None
+        draft.stays[row.key] = dataclasses.replace(row, retry_ms=retry, held_ms=0, anchor=anchor)
+        return "callers removed" if anchor else "callers whose conference is over"
+    draft.stays[row.key] = dataclasses.replace(row, retry_ms=retry)
     return "retries due"

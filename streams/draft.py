@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from callyard.records import DialInstruction
+from callyard.records import DialInstruction, Instruction, Notice, TellInstruction
 from streams.desk import Changes, Desk, newest_first
 from streams.policy import Policy
-from streams.rows import DeskRow, RegistrationRow, StayRow, StayState
+from streams.rows import DeskRow, RegistrationRow, RegistrationState, StayRow, StayState
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Decision:
     """What follows from one event. ``outcome`` is the transition's name, ``why`` a sentence for people."""
 
     changes: Changes
-    instructions: tuple[DialInstruction, ...]
+    instructions: tuple[Instruction, ...]
     outcome: str
     why: str
 
@@ -35,7 +35,7 @@ class Draft:
         self.stays: dict[str, StayRow] = {}
         self.forgotten_registrations: list[str] = []
         self.forgotten_stays: list[str] = []
-        self.instructions: list[DialInstruction] = []
+        self.instructions: list[Instruction] = []
         self.overflow = desk.row.overflow
         self.retired = False
 
@@ -47,6 +47,15 @@ class Draft:
     def live(self) -> list[RegistrationRow]:
         """The live registrations, the newest first, the draft's changes included."""
         return newest_first({**self.desk.live, **self.registrations}.values(), self.now)
+
+    def outlived(self, stay: StayRow) -> bool:
+        """Whether the registration of the talk before this stay has lived on since: then the caller was removed."""
+        if stay.anchor is None:
+            return False
+        row = self.registrations.get(stay.anchor) or self.desk.registrations.get(stay.anchor)
+        if row is None or row.state is not RegistrationState.LIVE or row.until_ms <= self.now:
+            return False
+        return row.down_ms < stay.since_ms
 
     # --- what has to be true ----------------------------------------------------------------------------------------
 
@@ -61,9 +70,9 @@ class Draft:
         """After a call's event: it alone may have become due."""
         live, stay = self.live(), self.stay(call_id)
         if live and stay is not None:
-            target = self._target_of(stay, live)
-            if target is not None:
-                self._instruct(stay, target)
+            due = self._due_for(stay, live)
+            if due is not None:
+                self._instruct(stay, due)
 
     def settle_all(self) -> None:
         """After a timer: whoever waits beside a live registration, be it from an overflow or a retry."""
@@ -75,42 +84,59 @@ class Draft:
         waiting = [self.stays.get(row.key, row) for row in self.desk.waiting()]
         # Callers that this very decision returned to parked aren't in the desk's index yet.
         waiting += [stay for stay in self.stays.values() if (stay.since_ms, stay.key) not in self.desk.parked]
-        due = [(stay, target) for stay in waiting if (target := self._target_of(stay, live)) is not None]
-        for stay, target in due[: self.policy.fan_out]:
-            self._instruct(stay, target)
-        if len(due) > self.policy.fan_out:
+        found = [(stay, due) for stay in waiting if (due := self._due_for(stay, live)) is not None]
+        for stay, due in found[: self.policy.fan_out]:
+            self._instruct(stay, due)
+        if len(found) > self.policy.fan_out:
             self.overflow = True
 
-    def _target_of(self, stay: StayRow, live: list[RegistrationRow]) -> RegistrationRow | None:
-        """Where this caller is to be sent now; None for nowhere yet.
+    def _due_for(self, stay: StayRow, live: list[RegistrationRow]) -> RegistrationRow | Notice | None:
+        """Where this caller is to be sent now, or what the caller is to be told; None for nothing yet."""
+        if stay.state is not StayState.PARKED or stay.until_ms <= self.now:
+            return None
+        if self.outlived(stay):
+            return None if stay.held_ms > self.now or stay.retry_ms > self.now else Notice.REMOVED
+        return self._turn_of(stay, live)
+
+    def _turn_of(self, stay: StayRow, live: list[RegistrationRow]) -> RegistrationRow | Notice | None:
+        """Whose turn it is, of the live registrations.
 
         A back-off belongs to the registration that failed. One that is newer than all that were tried is tried at once,
         and so is any other when the one that was tried is gone. After `Policy.attempts` failures the next older live
-        one has its turn, the newest again after the last.
+        one has its turn, the newest again after the last; then the caller is told, once.
         """
-        if stay.state is not StayState.PARKED or stay.until_ms <= self.now:
-            return None
         tried = next((number for number, row in enumerate(live) if row.key == stay.target), None)
         if tried is None or live[0].serial > stay.tried:
             return live[0]
+        if self._is_exhausted(stay) and tried == len(live) - 1:
+            return Notice.UNREACHABLE if self.policy.after_attempts == "wait" else Notice.GIVEN_UP
         if stay.retry_ms > self.now:
             return None
         if stay.failures >= self.policy.attempts:
             return live[(tried + 1) % len(live)]
         return live[tried]
 
-    def _instruct(self, stay: StayRow, target: RegistrationRow) -> None:
-        attempt = stay.attempt + 1
+    def _is_exhausted(self, stay: StayRow) -> bool:
+        # Only dials that failed at nodes: a gateway that is silent for a while must not end its callers' waiting.
+        return not stay.told and stay.failures >= self.policy.attempts and stay.misses >= self.policy.attempts
+
+    def _instruct(self, stay: StayRow, due: RegistrationRow | Notice) -> None:
+        if isinstance(due, Notice):
+            self._tell(stay, due)
+        else:
+            self._dial(stay, due)
+
+    def _dial(self, stay: StayRow, target: RegistrationRow) -> None:
         deadline = self.now + self.policy.instruction_deadline_ms
+        newer = target.serial > stay.tried
         self.stays[stay.key] = dataclasses.replace(
-            stay,
-            state=StayState.DIALING,
-            attempt=attempt,
+            _under_way(stay, deadline),
             target=target.key,
-            deadline_ms=deadline,
-            retry_ms=0,
             failures=stay.failures if stay.target == target.key else 0,
+            misses=0 if newer else stay.misses,
             tried=max(stay.tried, target.serial),
+            anchor=None,
+            held_ms=0,
         )
         self.instructions.append(
             DialInstruction(
@@ -118,7 +144,7 @@ class Draft:
                 call_id=stay.call_id,
                 conference=self.desk.conference,
                 stay=stay.stay,
-                attempt=attempt,
+                attempt=stay.attempt + 1,
                 sip_uri=target.sip_uri,
                 node_id=target.node_id,
                 source=target.source,
@@ -129,13 +155,29 @@ class Draft:
             )
         )
 
+    def _tell(self, stay: StayRow, notice: Notice) -> None:
+        deadline = self.now + self.policy.tell_deadline_ms
+        # Counted anew: should this come to nothing, the next attempts are dials again.
+        self.stays[stay.key] = dataclasses.replace(_under_way(stay, deadline), notice=notice, misses=0)
+        self.instructions.append(
+            TellInstruction(
+                gateway_id=stay.gateway_id,
+                call_id=stay.call_id,
+                conference=self.desk.conference,
+                stay=stay.stay,
+                attempt=stay.attempt + 1,
+                notice=notice,
+                issued_at_ms=self.now,
+                deadline_ms=deadline,
+                partition=0,
+            )
+        )
+
     # --- the result -------------------------------------------------------------------------------------------------
 
     def decision(self, outcome: str, why: str) -> Decision:
         if self.instructions:
-            first = self.instructions[0]
-            many = f"{len(self.instructions)} callers are" if len(self.instructions) > 1 else "the caller is"
-            why = f"{why}; {many} sent to node {first.node_id}"
+            why = f"{why}; {_said(self.instructions)}"
         rest = self._rows_left()
         empty = None if rest else self.desk.row.empty_ms if self.desk.row.empty_ms is not None else self.now
         row = DeskRow(
@@ -161,3 +203,20 @@ class Draft:
         )
         gone = len(self.forgotten_registrations) + len(self.forgotten_stays)
         return len(self.desk.registrations) + len(self.desk.stays) + new - gone
+
+
+def _under_way(stay: StayRow, deadline: int) -> StayRow:
+    """The stay with its next attempt under way."""
+    return dataclasses.replace(
+        stay, state=StayState.DIALING, attempt=stay.attempt + 1, deadline_ms=deadline, retry_ms=0, notice=None
+    )
+
+
+def _said(instructions: list[Instruction]) -> str:
+    counts: dict[str, int] = {}
+    for one in instructions:
+        to = f"told: {one.notice.value}" if isinstance(one, TellInstruction) else f"sent to node {one.node_id}"
+        counts[to] = counts.get(to, 0) + 1
+    return "; ".join(
+        f"{count} callers are {to}" if count > 1 else f"the caller is {to}" for to, count in counts.items()
+    )

@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from callyard.records import DialInstruction, InputRecord, JournalEntry, Position
+from callyard.records import InputRecord, Instruction, JournalEntry, Position
 from streams.desk import Changes, Desk
 from streams.draft import Decision
 from streams.rows import DeskRow, RegistrationRow, StayRow
 
 
-def stamped(instruction: DialInstruction, partition: int, epoch: int) -> DialInstruction:
+def stamped(instruction: Instruction, partition: int, epoch: int) -> Instruction:
     """The instruction with its desk's partition and its owner's epoch."""
     return instruction.model_copy(update={"partition": partition, "epoch": epoch})
 
@@ -24,7 +24,7 @@ def entry(
     desk: Desk,
     event: InputRecord,
     decision: Decision,
-    instructions: tuple[DialInstruction, ...],
+    instructions: tuple[Instruction, ...],
     position: Position,
     broker_ms: int,
     epoch: int,

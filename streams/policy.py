@@ -24,6 +24,10 @@ class Policy:
     attempts: int
     backoff_ms: int
     backoff_max_ms: int
+    after_attempts: str
+    """``wait`` or ``end``: what a caller does who was told that the conference can't be reached."""
+    tell_deadline_ms: int
+    kick_ms: int
     ended_retention_ms: int
     stub_retention_ms: int
     fan_out: int
@@ -43,6 +47,9 @@ class Policy:
             attempts=settings.attempts,
             backoff_ms=ms(settings.backoff_seconds),
             backoff_max_ms=ms(settings.backoff_max_seconds),
+            after_attempts=settings.after_attempts,
+            tell_deadline_ms=ms(settings.tell_deadline_seconds),
+            kick_ms=ms(settings.kick_seconds),
             ended_retention_ms=ms(settings.ended_retention_seconds),
             stub_retention_ms=ms(settings.stub_retention_seconds),
             fan_out=settings.fan_out,

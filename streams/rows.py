@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from callyard.records import CallerForm, Source
+from callyard.records import CallerForm, Notice, Source
 
 
 class RegistrationState(str, Enum):
@@ -59,6 +59,8 @@ class RegistrationRow:
     since_ms: int
     until_ms: int
     """End of its lease; of a registration that isn't live: when it may be forgotten."""
+    down_ms: int = 0
+    """When it last ceased to be live (0: never)."""
 
     @property
     def key(self) -> str:
@@ -92,8 +94,22 @@ class StayRow:
     """While parked after a failed dial: not before then (0: at any time)."""
     failures: int = 0
     """Failed dials in a row to ``target``."""
+    misses: int = 0
+    """Of all dials since the newest registration came, or since the caller was told: those that failed at a node."""
+    notice: Notice | None = None
+    """What the present attempt tells the caller; None: it is a dial."""
+    told: bool = False
+    """The caller has been told that the conference can't be reached."""
     tried: int = 0
     """Serial of the newest registration that was tried: one that is newer is tried at once."""
+    anchor: str | None = None
+    """Key of the registration whose node ended the talk before this stay: not dialled as long as that one lives."""
+    held_ms: int = 0
+    """When it is decided whether ``anchor`` outlived that talk (0: it is, or there is no question)."""
+    connected_ms: int = 0
+    """When the caller came into the conference, for the last time."""
+    losses: int = 0
+    """Talks in a row that failed soon after they had begun, over the call's stays."""
     caller: str | None = None
     caller_form: CallerForm = CallerForm.NONE
 
@@ -106,14 +122,14 @@ class StayRow:
         """When time alone changes this row."""
         if self.state is StayState.DIALING:
             return min(self.until_ms, self.deadline_ms)
-        if self.state is StayState.PARKED and self.retry_ms:
-            return min(self.until_ms, self.retry_ms)
+        if self.state is StayState.PARKED:
+            return min(self.until_ms, self.retry_ms or self.until_ms, self.held_ms or self.until_ms)
         return self.until_ms
 
     @property
     def waits(self) -> bool:
         """Whether the caller waits for a dial that nothing but a live registration holds back."""
-        return self.state is StayState.PARKED and not self.retry_ms
+        return self.state is StayState.PARKED and not self.retry_ms and not self.held_ms
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -152,6 +168,8 @@ def decode(kind: str, value: bytes) -> Row:
     if kind == "s":
         fields["caller_form"] = CallerForm(fields["caller_form"])
         fields["state"] = StayState(fields["state"])
+        if fields.get("notice") is not None:
+            fields["notice"] = Notice(fields["notice"])
         return StayRow(**fields)
     if kind == "d":
         return DeskRow(**fields)

@@ -21,7 +21,8 @@ _NEXT_REGISTRATION = {
     RegistrationStep.LOSE: RegistrationState.LOST,
 }
 _STAYS_BY_TIME = (
-    ("parked", "dialing", "a registration is live: an instruction"),
+    ("parked", "dialing", "a registration is live: an instruction to dial"),
+    ("parked", "dialing", "removed, or all attempts failed: an instruction to tell"),
     ("dialing", "parked", "no outcome by the deadline"),
     ("parked", "lapsed", "lease over"),
     ("dialing", "lapsed", "lease over"),

@@ -8,11 +8,6 @@ from itertools import product
 import pytest
 
 from callyard.records import InputRecord
-from callyard.settings import PolicySettings
-from streams.decide import decide
-from streams.desk import Desk
-from streams.draft import Decision
-from streams.policy import Policy
 from streams.rows import RegistrationState, StayState
 from streams.transitions import (
     CALL_EVENTS,
@@ -24,7 +19,6 @@ from streams.transitions import (
     stay_step,
 )
 from tests.support.events import (
-    CONFERENCE,
     alive,
     connected,
     failed,
@@ -35,47 +29,7 @@ from tests.support.events import (
     timer,
     unregistered,
 )
-
-POLICY = Policy.of(PolicySettings())
-
-
-class Story:
-    """A desk and its time: each call applies one event and checks the invariants."""
-
-    def __init__(self, policy: Policy = POLICY) -> None:
-        self.desk = Desk(CONFERENCE)
-        self.policy = policy
-        self.now = 1_000_000
-
-    def __call__(self, event: InputRecord, after: int = 10) -> Decision:
-        self.now += after
-        before = (self.desk.row, dict(self.desk.stays), dict(self.desk.registrations))
-        decision = decide(self.desk, event, self.now, self.policy)
-        assert before == (self.desk.row, self.desk.stays, self.desk.registrations), "decide changed the desk"
-        assert decide(self.desk, event, self.now, self.policy) == decision, "decide is not repeatable"
-        attempts = {key: (stay.stay, stay.attempt) for key, stay in self.desk.stays.items()}
-        self.desk.apply(decision.changes)
-        self.desk.check()
-        for key, stay in self.desk.stays.items():
-            number, attempt = attempts.get(key, (0, 0))
-            assert stay.stay > number or (stay.stay, stay.attempt) >= (number, attempt), "attempts only grow"
-        assert self.desk.row.version == decision.changes.desk.version
-        return decision
-
-    def until(self, when: int) -> list[tuple[str, int, str]]:
-        """Let time pass to ``when``, with a timer whenever one is due; who was dialled meanwhile."""
-        found = []
-        while (due := self.desk.next_due_ms(self.policy.stub_retention_ms)) is not None and due <= when:
-            found += dialled(self(timer(), after=max(0, due - self.now)))
-        self.now = when
-        return found
-
-    def stay(self, call: str = "1") -> StayState:
-        return self.desk.stays[f"gw-1/{call}"].state
-
-
-def dialled(decision: Decision) -> list[tuple[str, int, str]]:
-    return [(i.call_id.split("/")[1], i.attempt, i.node_id) for i in decision.instructions]
+from tests.support.story import POLICY, Story, dialled
 
 
 def test_every_state_has_an_entry_for_every_event() -> None:
@@ -321,8 +275,18 @@ def test_a_refusal_waits_the_longest_pause() -> None:
     story = Story()
     story(registered())
     story(parked())
-    story(failed(reason="refused"))
+    assert dialled(story(failed(reason="refused"))) == [("1", 2, "unreachable")], "trying on can't help: told at once"
+    story(failed(attempt=2, reason="told"))
     assert story.desk.stays["gw-1/1"].retry_ms - story.now == POLICY.backoff_max_ms
+
+
+def test_a_refusal_gives_the_next_registration_its_turn() -> None:
+    story = Story()
+    story(registered("works", "node-1"))
+    story(registered("broken", "node-2"))
+    assert dialled(story(parked())) == [("1", 1, "node-2")]
+    story(failed(reason="refused"))
+    assert story.until(story.now + POLICY.backoff_ms) == [("1", 2, "node-1")]
 
 
 def test_a_newest_registration_that_never_works_gives_way_to_the_next() -> None:

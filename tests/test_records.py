@@ -33,11 +33,13 @@ from callyard.records import (
     FailureReason,
     JournalEntry,
     LeftReason,
+    Notice,
     PolicyDeclared,
     Position,
     Record,
     RecordError,
     Source,
+    TellInstruction,
     UnregisterReason,
     parse,
     split_sip_uri,
@@ -62,6 +64,10 @@ INSTRUCTION = DialInstruction(
     gateway_id="gw-1", call_id="gw-1/1763912345.17", conference="49123", stay=1, attempt=2, sip_uri=URI,
     node_id="node-1", source=Source.FREESWITCH, instance_id="0b4f", issued_at_ms=1, deadline_ms=10_001, partition=3,
 )  # fmt: skip
+TELL = TellInstruction(
+    gateway_id="gw-1", call_id="gw-1/1763912345.17", conference="49123", stay=1, attempt=2, notice=Notice.REMOVED,
+    issued_at_ms=1, deadline_ms=10_001, partition=3,
+)  # fmt: skip
 EVERY: list[tuple[TypeAdapter[Any], Record]] = [
     (REGISTRATIONS, ConferenceRegistered(**REGISTRATION, sip_uri=URI, opened_at_ms=5)),
     (REGISTRATIONS, ConferenceUnregistered(**REGISTRATION, reason=UnregisterReason.LOST)),
@@ -73,6 +79,7 @@ EVERY: list[tuple[TypeAdapter[Any], Record]] = [
     (CALLS, CallerLeft(**CALL, reason=LeftReason.HANGUP)),
     (TIMERS, DeadlinePassed(sender="stream:1", conference="49123", due_ms=7)),
     (DIALS, INSTRUCTION),
+    (DIALS, TELL),
     (
         JOURNAL,
         JournalEntry(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from callyard.records import (
+    AfterTalk,
     CallAlive,
     CallerConnected,
     CallerLeft,
@@ -47,8 +48,9 @@ def _call(call: str, stay: int, conference: str) -> dict[str, object]:
     }  # fmt: skip
 
 
-def parked(call: str = "1", stay: int = 1, conference: str = CONFERENCE) -> CallerParked:
-    return CallerParked.model_validate(_call(call, stay, conference))
+def parked(call: str = "1", stay: int = 1, conference: str = CONFERENCE, after: str | None = None) -> CallerParked:
+    talk = None if after is None else AfterTalk(after)
+    return CallerParked.model_validate({**_call(call, stay, conference), "after": talk})
 
 
 def alive(
