@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from agents.messages import Failure
+from agents.messages import After, Failure
 from callyard.records import (
     CallAlive,
     CallerConnected,
@@ -15,9 +15,9 @@ from callyard.records import (
     CallerParked,
     CallState,
     DialFailed,
-    DialInstruction,
     DialStarted,
     FailureReason,
+    Instruction,
     LeftReason,
 )  # fmt: skip
 
@@ -31,6 +31,7 @@ class Phase(IntEnum):
     ARRIVING = 0
     """Known, but neither seen in the lot nor dialled: on its way into it."""
     DIALING = 1
+    """Its mark is being carried out: it is dialled, or told something."""
     CONNECTED = 2
     PARKED = 3
 
@@ -51,7 +52,7 @@ class Call:
     conference: str
     stay: int
     mark: int
-    """The last attempt of this stay that was dialled; 0: none."""
+    """The last attempt of this stay that was carried out; 0: none."""
     phase: Phase
     failure: Failure | None = None
     """How attempt ``mark`` failed, once the call is parked again."""
@@ -63,8 +64,10 @@ class Call:
     """Whether attempt ``asked`` was done is unknown: the next snapshot tells."""
     missed: bool = False
     """The last snapshot didn't list it."""
-    wait_over: bool = False
-    """The longest wait is over: it is being told, then hung up."""
+    after: After | None = None
+    """How the talk ended that this stay follows."""
+    ending: LeftReason | None = None
+    """The stay is as good as over: the caller is being told why, then hung up."""
 
     @property
     def place(self) -> tuple[int, int, Phase]:
@@ -103,14 +106,18 @@ class Reports:
     def parked(self, call: Call) -> CallerParked:
         """Its stay began."""
         caller, form = shown(call.caller, self._form)
-        return CallerParked(**self._about(call), caller=caller, caller_form=form, parked_at_ms=call.parked_at_ms)
+        return CallerParked(
+            **self._about(call), caller=caller, caller_form=form, parked_at_ms=call.parked_at_ms,
+            after=call.after.talk if call.after else None,
+        )  # fmt: skip
 
     def alive(self, call: Call) -> CallAlive:
         """Its renewal."""
         caller, form = shown(call.caller, self._form)
         return CallAlive(
-            **self._about(call), caller=caller, caller_form=form, state=_STATES[call.phase], attempt=call.mark
-        )
+            **self._about(call), caller=caller, caller_form=form, state=_STATES[call.phase], attempt=call.mark,
+            after=call.after.talk if call.after else None,
+        )  # fmt: skip
 
     def started(self, call: Call) -> DialStarted:
         """Its mark is being dialled."""
@@ -135,19 +142,19 @@ class Reports:
         """Its stay is over."""
         return CallerLeft(**self._about(call), reason=reason, hangup_cause=cause)
 
-    def refused(self, instruction: DialInstruction, reason: FailureReason) -> DialFailed:
+    def refused(self, instruction: Instruction, reason: FailureReason) -> DialFailed:
         """An instruction that isn't carried out, of a call that is still there."""
         return DialFailed(**self._about(instruction), attempt=instruction.attempt, reason=reason)
 
-    def ended(self, instruction: DialInstruction, reason: LeftReason) -> CallerLeft:
+    def ended(self, instruction: Instruction, reason: LeftReason) -> CallerLeft:
         """The stay of which an instruction speaks is over."""
         return CallerLeft(**self._about(instruction), reason=reason)
 
-    def _about(self, call: Call | DialInstruction) -> dict[str, Any]:
+    def _about(self, call: Call | Instruction) -> dict[str, Any]:
         return {
             "sender": f"agent:{self.gateway_id}",
             "conference": call.conference,
             "gateway_id": self.gateway_id,
-            "call_id": call.call_id if isinstance(call, DialInstruction) else self.call_id(call.uniqueid),
+            "call_id": self.call_id(call.uniqueid) if isinstance(call, Call) else call.call_id,
             "stay": call.stay,
         }

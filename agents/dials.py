@@ -1,4 +1,4 @@
-"""Carries out dial instructions: Setvar, Setvar, Redirect, pipelined; each attempt of a stay at most once.
+"""Carries out instructions: Setvar, Setvar, Redirect, pipelined; each attempt of a stay at most once.
 
 Kafka's consumer group of the gateway decides who speaks for it: the replica that owns the partition of
 ``callyard.dials`` in which the gateway's id lies. That one publishes call records and carries out instructions;
@@ -37,13 +37,14 @@ from agents.mirror import Mirror, Redirect, Refused
 from agents.publish import Publisher
 from callyard import clients
 from callyard.errors import CommandError
-from callyard.records import DialInstruction, FailureReason, RecordError, split_sip_uri
+from callyard.records import FailureReason, Instruction, RecordError, TellInstruction, split_sip_uri
 from callyard.settings import KafkaSettings
 from callyard.topics import Topics, partition_of
 
 log = structlog.get_logger(__name__)
 
 DIAL_CONTEXT = "callyard-dial"
+TELL_CONTEXT = "callyard-tell"
 SESSION_MS = 6_000
 LOOK_BACK = 1_000
 """So many records before the committed offset are read at a takeover, to learn the newest epochs."""
@@ -242,15 +243,19 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         self._answers.add(task)
         task.add_done_callback(self._answered)
 
-    def _write(self, session: ami.Session, instruction: DialInstruction, verdict: Redirect) -> list[ami.Pending]:
-        split_sip_uri(instruction.sip_uri)
+    def _write(self, session: ami.Session, instruction: Instruction, verdict: Redirect) -> list[ami.Pending]:
+        if isinstance(instruction, TellInstruction):
+            context, variable, value = TELL_CONTEXT, "CALLYARD_NOTICE", instruction.notice.value
+        else:
+            split_sip_uri(instruction.sip_uri)
+            context, variable, value = DIAL_CONTEXT, "CALLYARD_URI", instruction.sip_uri
         dial = f"{instruction.stay}x{instruction.attempt}"
         channel = verdict.channel
-        # The URI first: where CALLYARD_DIAL is of this attempt, the URI is as well.
+        # The value first: where CALLYARD_DIAL is of this attempt, the value is as well.
         actions = [
-            ("Setvar", {"Channel": channel, "Variable": "CALLYARD_URI", "Value": instruction.sip_uri}),
+            ("Setvar", {"Channel": channel, "Variable": variable, "Value": value}),
             ("Setvar", {"Channel": channel, "Variable": "CALLYARD_DIAL", "Value": dial}),
-            ("Redirect", {"Channel": channel, "Context": DIAL_CONTEXT, "Exten": dial, "Priority": "1"}),
+            ("Redirect", {"Channel": channel, "Context": context, "Exten": dial, "Priority": "1"}),
         ]
         for _, fields in actions:
             for name, value in fields.items():
@@ -285,7 +290,7 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         if not task.cancelled() and task.exception() is not None:
             self._bug = task.exception()
 
-    def _refuse(self, instruction: DialInstruction, outcome: str, **more: str) -> None:
+    def _refuse(self, instruction: Instruction, outcome: str, **more: str) -> None:
         INSTRUCTIONS.labels(outcome).inc()
         log.info(
             "instruction not carried out", outcome=outcome, call_id=instruction.call_id,

@@ -1,4 +1,4 @@
-"""The dial instructions that wait to be applied: the newest of each stay, none of an epoch that is over. Pure.
+"""The instructions that wait to be applied: the newest of each stay, none of an epoch that is over. Pure.
 
 Who takes over, or comes back after an outage of Asterisk, finds the instructions of the whole time at once. Only the
 newest attempt of each stay says what is wanted now, so only that is kept, and memory is bounded by the callers.
@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from callyard.records import DIALS, DialInstruction, parse
+from callyard.records import DIALS, Instruction, parse
 
 
 class Taken(str, Enum):
@@ -35,7 +35,7 @@ class Held:
 
     offset: int
     broker_ms: int
-    instruction: DialInstruction
+    instruction: Instruction
 
 
 class Inbox:
@@ -91,6 +91,6 @@ class Inbox:
         return min([self._position, *self._applying, *(held.offset for held in self._held.values())])
 
 
-def _rank(instruction: DialInstruction) -> tuple[int, int]:
+def _rank(instruction: Instruction) -> tuple[int, int]:
     # A new owner may contradict what an older one instructed under the same number; what waits here isn't applied yet.
     return instruction.epoch, instruction.attempt

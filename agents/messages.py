@@ -7,6 +7,7 @@ raises.
 
 The channel's variables (see docs/gateway.md): ``CALLYARD_MARK`` is ``<stay>x<attempt>``, ``CALLYARD_FAILED`` is
 ``<stay>x<attempt>/<DIALSTATUS>/<HANGUPCAUSE>/<SIP code or 0>``. Marks of an earlier stay count as none.
+``CALLYARD_AFTER`` is ``<ended or lost>/<HANGUPCAUSE>``: how the talk ended that the stay follows.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from callyard.records import CONFERENCE_PATTERN, FailureReason
+from callyard.records import CONFERENCE_PATTERN, AfterTalk, FailureReason, LeftReason
 
 Headers = Mapping[str, str | list[str]]
 
-VARIABLES = ("CALLYARD_CONFERENCE", "CALLYARD_STAY", "CALLYARD_STATE", "CALLYARD_MARK", "CALLYARD_FAILED")
+VARIABLES = ("CALLYARD_CONFERENCE", "CALLYARD_STAY", "CALLYARD_STATE", "CALLYARD_MARK", "CALLYARD_FAILED",
+             "CALLYARD_AFTER")  # fmt: skip
 """What the agent reads from a channel."""
 
 _NUMBER = re.compile(r"[0-9]{1,6}")
 _MARK = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
 _FAILED = re.compile(r"([0-9]{1,6})x([0-9]{1,6})/([A-Z_]{0,32})/([0-9]{0,3})/([0-9]{0,3})")
+_AFTER = re.compile(r"(ended|lost)/([0-9]{0,3})")
 _UNIQUEID = re.compile(r"[A-Za-z0-9._-]{1,150}")
 
 
@@ -35,12 +38,26 @@ class ChannelState(str, Enum):
     PARKED = "parked"
     DIALING = "dialing"
     CONNECTED = "connected"
+    TELLING = "telling"
+    """Being told something, after which the caller waits on."""
     ASKING = "asking"
     """Being asked for a number, or between two stays: number and stay may not belong together."""
     OVER = "over"
     """The longest wait was over: the caller is being told, then hung up."""
     FULL = "full"
     """The lot was full: the caller is being told, then hung up."""
+    GIVEN_UP = "given-up"
+    """The conference could not be reached: the caller is being told, then hung up."""
+    REMOVED = "removed"
+    """The caller was removed from the conference: being told so, then hung up."""
+
+
+ENDINGS = {
+    ChannelState.OVER: LeftReason.TIMED_OUT,
+    ChannelState.GIVEN_UP: LeftReason.GIVEN_UP,
+    ChannelState.REMOVED: LeftReason.REMOVED,
+}
+"""States in which a stay is as good as over, and why."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +70,16 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class After:
+    """How the talk ended that a stay follows."""
+
+    talk: AfterTalk
+    hangup_cause: int | None = None
+
+
+@dataclass(frozen=True)
 class Marks:
-    """The state that a channel carries. ``mark`` is the attempt of this stay that was dialled last; 0: none."""
+    """The state that a channel carries. ``mark`` is the attempt of this stay that was carried out last; 0: none."""
 
     conference: str
     stay: int
@@ -62,6 +87,7 @@ class Marks:
     mark: int = 0
     failure: Failure | None = None
     """How attempt ``mark`` failed; None as long as it hasn't."""
+    after: After | None = None
 
 
 @dataclass(frozen=True)
@@ -164,16 +190,18 @@ def read_channel(headers: Headers) -> Channel | Unreadable | None:
 def failure_reason(dial_status: str, hangup_cause: int, sip_code: int) -> FailureReason:
     """What a failed dial means. The SIP code decides before the hangup cause, that before DIALSTATUS.
 
-    Measured: a node's 404 shows as DialEnd ``NOANSWER``, DIALSTATUS ``CHANUNAVAIL`` and cause 1, so the status alone
-    says nothing. Two more statuses are the dialplan's own: ``BADURI`` (it refused the URI) and ``REDIRECTED`` (a
-    redirect tore the caller out of its dial). Causes are those of Q.850, SIP codes those of RFC 3261.
+    Measured: a node's 404 shows as DialEnd ``NOANSWER``, DIALSTATUS ``CHANUNAVAIL`` and cause 1, so the status
+    alone says nothing. More statuses are the dialplan's own: ``BADURI`` (it refused the URI, or the notice),
+    ``TOLD`` (it told the caller something) and ``REDIRECTED`` (a redirect tore the caller out of its dial). Causes
+    are those of Q.850, SIP codes those of RFC 3261.
     """
-    if dial_status == "BADURI":
-        return FailureReason.BAD_INSTRUCTION
+    if dial_status in _OWN_STATUS:
+        return _OWN_STATUS[dial_status]
     by_code = _BY_SIP_CODE.get(sip_code) or (FailureReason.UNREACHABLE if sip_code in range(500, 600) else None)
     return by_code or _BY_CAUSE.get(hangup_cause) or _BY_DIAL_STATUS.get(dial_status, FailureReason.OTHER)
 
 
+_OWN_STATUS = {"BADURI": FailureReason.BAD_INSTRUCTION, "TOLD": FailureReason.TOLD}
 _BY_SIP_CODE = {
     404: FailureReason.NOT_FOUND, 410: FailureReason.NOT_FOUND, 604: FailureReason.NOT_FOUND,
     401: FailureReason.REFUSED, 403: FailureReason.REFUSED, 407: FailureReason.REFUSED, 603: FailureReason.REFUSED,
@@ -253,7 +281,18 @@ def _marks(variables: Mapping[str, str]) -> Marks | None:
     except ValueError:
         raise _UnreadableError(f"CALLYARD_STATE is unknown: {variables.get('CALLYARD_STATE')!r:.60}") from None
     mark = _mark(variables.get("CALLYARD_MARK", ""), int(stay))
-    return Marks(conference, int(stay), state, mark, _failure(variables.get("CALLYARD_FAILED", ""), int(stay), mark))
+    failure = _failure(variables.get("CALLYARD_FAILED", ""), int(stay), mark)
+    return Marks(conference, int(stay), state, mark, failure, _after(variables.get("CALLYARD_AFTER", "")))
+
+
+def _after(value: str) -> After | None:
+    if not value:
+        return None
+    match = _AFTER.fullmatch(value)
+    if match is None:
+        raise _UnreadableError(f"CALLYARD_AFTER is not <ended or lost>/<cause>: {value!r:.60}")
+    cause = int(match[2] or 0)
+    return After(AfterTalk(match[1]), cause if 0 < cause <= 255 else None)
 
 
 def _mark(value: str, stay: int) -> int:

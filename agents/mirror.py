@@ -4,9 +4,10 @@ The channel is the record; the mirror only repeats it. Each call has a place on 
 
     (stay, mark, phase)   with the phases   ARRIVING < DIALING < CONNECTED < PARKED   of one mark
 
-where ``mark`` is the last attempt that was dialled: attempt 3 is dialled, perhaps connected, and if it came to nothing
-the call is parked again with mark 3. Whatever is seen moves a call forward on that road or says nothing new. So what
-comes twice, or late (an event that Asterisk wrote before a snapshot but sent after it), or both, can undo nothing.
+where ``mark`` is the last attempt that was carried out: attempt 3 is dialled, perhaps connected, and if it came to
+nothing the call is parked again with mark 3. A caller who follows the meeting after a talk is in a new stay. Whatever
+is seen moves a call forward on that road or says nothing new. So what comes twice, or late (an event that Asterisk
+wrote before a snapshot but sent after it), or both, can undo nothing.
 
 Absence is the one thing without a place on the road. Asterisk writes a list in one piece between events, so a call
 that the mirror knew and ``Status`` doesn't list is dead; but its ``Hangup`` may still be on its way and says more. So
@@ -25,6 +26,7 @@ from enum import Enum
 
 from agents.calls import Call, Phase, Reports
 from agents.messages import (
+    ENDINGS,
     Channel,
     ChannelState,
     DialBegan,
@@ -39,8 +41,8 @@ from callyard.records import (
     CallAlive,
     CallerForm,
     CallRecord,
-    DialInstruction,
     FailureReason,
+    Instruction,
     LeftReason,
 )  # fmt: skip
 
@@ -118,7 +120,7 @@ class Mirror:
                 parked_at_ms=None if parked is None else _parked(parked, now_ms).parked_at_ms,
             )
             records += self._see(seen)
-            records += self._settle(entry.uniqueid, entry.marks.state is ChannelState.OVER)
+            records += self._settle(entry.uniqueid, ENDINGS.get(entry.marks.state))
         listed = {entry.uniqueid for entry in snapshot.channels}
         for call in [call for call in self.calls.values() if call.uniqueid not in listed]:
             if renewed or call.missed or call.unsure:
@@ -128,11 +130,11 @@ class Mirror:
                 self.calls[call.uniqueid] = replace(call, missed=True)
         return records
 
-    def _settle(self, uniqueid: str, wait_over: bool) -> list[CallRecord]:
+    def _settle(self, uniqueid: str, ending: LeftReason | None) -> list[CallRecord]:
         # A redirect whose answer was lost: the mark tells whether it was done. It is never written again; the failure
         # lets the stream issue the next attempt at once instead of at the deadline.
         call = self.calls[uniqueid]
-        self.calls[uniqueid] = replace(call, unsure=False, missed=False, wait_over=wait_over)
+        self.calls[uniqueid] = replace(call, unsure=False, missed=False, ending=ending)
         if call.unsure and call.phase is Phase.PARKED and call.mark < call.asked:
             return [self.reports.failed(call, call.asked, Failure(FailureReason.NOT_PARKED))]
         return []
@@ -156,7 +158,13 @@ class Mirror:
         self.calls[new.uniqueid] = new
         if same:
             return list(self._steps(old, new))
-        return [self.reports.left(old, LeftReason.NEW_NUMBER), *self._announce(new)]
+        return [self._left_for(old, new), *self._announce(new)]
+
+    def _left_for(self, old: Call, new: Call) -> CallRecord:
+        """The end of the stay before this one."""
+        if new.after is not None and old.conference == new.conference:
+            return self.reports.left(old, LeftReason.CONFERENCE_LEFT, new.after.hangup_cause)
+        return self.reports.left(old, LeftReason.NEW_NUMBER)
 
     def _steps(self, old: Call, new: Call) -> Iterator[CallRecord]:
         # What lies between two places of one stay; steps whose events were lost are told as well.
@@ -175,12 +183,14 @@ class Mirror:
         call = self.calls.pop(event.uniqueid, None)
         if call is None:
             return []
-        if call.phase is Phase.CONNECTED:
-            reason = LeftReason.CONFERENCE_LEFT
-        elif call.wait_over or (event.marks is not None and event.marks.state is ChannelState.OVER):
-            reason = LeftReason.TIMED_OUT
+        marks = event.marks
+        ending = call.ending
+        if marks is not None and (marks.conference, marks.stay) == (call.conference, call.stay):
+            ending = ENDINGS.get(marks.state, ending)
+        if ending is not None:
+            reason = ending
         else:
-            reason = LeftReason.HANGUP
+            reason = LeftReason.CONFERENCE_LEFT if call.phase is Phase.CONNECTED else LeftReason.HANGUP
         return [self.reports.left(call, reason, event.cause)]
 
     # --- what the desk is told anew
@@ -205,7 +215,7 @@ class Mirror:
 
     # --- what the desk asks for
 
-    def judge(self, instruction: DialInstruction) -> Verdict:  # noqa: PLR0911 - one line for each case
+    def judge(self, instruction: Instruction) -> Verdict:  # noqa: PLR0911 - one line for each case
         """Whether an instruction to this gateway is carried out, and what to publish where it is not.
 
         A refused caller is never lost, because the records tell the desk what is true instead: ``GONE`` and
@@ -229,16 +239,16 @@ class Mirror:
             return Refused(Refusal.ALREADY_APPLIED)
         if call.phase in (Phase.DIALING, Phase.CONNECTED):
             return Refused(Refusal.BUSY, tuple(self._announce(call)))
-        if call.phase is Phase.ARRIVING or call.wait_over:
+        if call.phase is Phase.ARRIVING or call.ending is not None:
             return not_parked
         return Redirect(call.channel)
 
-    def asked(self, instruction: DialInstruction) -> None:
+    def asked(self, instruction: Instruction) -> None:
         """The redirect of this instruction, which `judge` allowed, was written: it never will be again."""
         uniqueid = self.reports.uniqueid(instruction.call_id)
         self.calls[uniqueid] = replace(self.calls[uniqueid], asked=instruction.attempt, unsure=False)
 
-    def unsure(self, instruction: DialInstruction) -> None:
+    def unsure(self, instruction: Instruction) -> None:
         """Asterisk refused that redirect, or its answer was lost: the next snapshot tells what is true."""
         uniqueid = self.reports.uniqueid(instruction.call_id)
         call = self.calls.get(uniqueid)
@@ -246,9 +256,15 @@ class Mirror:
             self.calls[uniqueid] = replace(call, unsure=True)
 
 
+_TOLD = frozenset({ChannelState.TELLING, ChannelState.GIVEN_UP, ChannelState.REMOVED})
+"""An instruction to tell the caller something is being carried out."""
+
+
 def _phase(entry: Channel, parked: bool) -> Phase:
     if entry.marks.mark and entry.marks.state is ChannelState.CONNECTED:
         return Phase.CONNECTED
+    if entry.marks.mark and entry.marks.state in _TOLD:
+        return Phase.DIALING
     if entry.marks.mark and entry.marks.state is ChannelState.DIALING:
         # Between the answer and the dialplan's mark of it, the bridge tells.
         return Phase.CONNECTED if entry.bridged else Phase.DIALING
@@ -258,7 +274,7 @@ def _phase(entry: Channel, parked: bool) -> Phase:
 def _channel(uniqueid: str, channel: str, marks: Marks, phase: Phase) -> Call:
     return Call(
         uniqueid, channel, marks.conference, marks.stay, marks.mark, phase,
-        failure=marks.failure if phase is Phase.PARKED else None, asked=marks.mark,
+        failure=marks.failure if phase is Phase.PARKED else None, asked=marks.mark, after=marks.after,
     )  # fmt: skip
 
 

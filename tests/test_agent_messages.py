@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from agents.messages import (
     VARIABLES,
+    After,
     Channel,
     ChannelState,
     DialBegan,
@@ -24,13 +25,14 @@ from agents.messages import (
     read_event,
     read_parked,
 )
-from callyard.records import FailureReason
+from callyard.records import AfterTalk, FailureReason
 
 
 def variables(
-    conference: str = "49123", stay: str = "1", state: str = "parked", mark: str = "", failed: str = ""
-) -> Any:
-    values = (conference, stay, state, mark, failed)
+    conference: str = "49123", stay: str = "1", state: str = "parked", mark: str = "", failed: str = "",
+    after: str = "",
+) -> Any:  # fmt: skip
+    values = (conference, stay, state, mark, failed, after)
     return [f"{name}={value}" for name, value in zip(VARIABLES, values, strict=True)]
 
 
@@ -65,6 +67,16 @@ def test_marks_of_an_earlier_stay_count_as_none() -> None:
     event = read_event({**PARKED, "ParkeeChanVariable": marks})
     assert isinstance(event, Parked)
     assert event.marks == Marks("49123", 3, ChannelState.PARKED, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("value", "after"),
+    [("ended/16", After(AfterTalk.ENDED, 16)), ("lost/", After(AfterTalk.LOST)), ("lost/999", After(AfterTalk.LOST))],
+)
+def test_a_stay_that_follows_a_talk(value: str, after: After) -> None:
+    event = read_event({**PARKED, "ParkeeChanVariable": variables(stay="2", after=value)})
+    assert isinstance(event, Parked)
+    assert event.marks == Marks("49123", 2, ChannelState.PARKED, after=after)
 
 
 def test_dials() -> None:
@@ -126,6 +138,7 @@ def test_the_node_leg_in_status_is_not_ours() -> None:
         ({"ParkeeChanVariable": variables(stay="0")}, "CALLYARD_STAY"),
         ({"ParkeeChanVariable": variables(stay="-1")}, "CALLYARD_STAY"),
         ({"ParkeeChanVariable": variables(stay="9999999")}, "CALLYARD_STAY"),
+        ({"ParkeeChanVariable": variables(after="begun/16")}, "CALLYARD_AFTER"),
         ({"ParkeeChanVariable": variables(state="sleeping")}, "CALLYARD_STATE"),
         ({"ParkeeChanVariable": variables(mark="1")}, "CALLYARD_MARK"),
         ({"ParkeeChanVariable": variables(failed="1x1/BUSY")}, "CALLYARD_FAILED"),
@@ -159,6 +172,7 @@ def test_what_is_ours_and_broken_is_set_aside_by_name(broken: dict[str, Any], na
         ("BADURI", 0, 0, FailureReason.BAD_INSTRUCTION),
         ("REDIRECTED", 0, 0, FailureReason.OTHER),
         ("", 127, 0, FailureReason.OTHER),
+        ("TOLD", 0, 0, FailureReason.TOLD),
     ],
 )
 def test_what_a_failed_dial_means(status: str, cause: int, code: int, reason: FailureReason) -> None:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from agents.calls import Phase, shown
-from agents.messages import Channel, ChannelState, DialBegan, DialEnded, Failure, HungUp, Marks, Message, Parked
+from agents.messages import After, Channel, ChannelState, DialBegan, DialEnded, Failure, HungUp, Marks, Message, Parked
 from agents.mirror import Mirror, Redirect, Refusal, Refused, Snapshot
 from callyard.records import (
+    AfterTalk,
     CallAlive,
     CallerConnected,
     CallerForm,
@@ -29,6 +30,8 @@ from callyard.records import (
 )
 from tests.test_agent_inbox import instruction
 
+TOLD = Failure(FailureReason.TOLD)
+ENDED = After(AfterTalk.ENDED, 16)
 NOT_FOUND = Failure(FailureReason.NOT_FOUND, 1, 404)
 WAITING = Marks("49123", 1, ChannelState.PARKED)
 
@@ -93,6 +96,56 @@ def test_a_new_number_ends_the_old_stay_and_begins_another(mirror: Mirror) -> No
     assert (left.conference, left.stay, left.reason) == ("49123", 1, LeftReason.NEW_NUMBER)
     assert isinstance(begun, CallerParked)
     assert (begun.conference, begun.stay) == ("49124", 2)
+
+
+def test_a_talk_that_the_node_ended_is_followed_by_a_stay(mirror: Mirror) -> None:
+    mirror.apply(parked())
+    mirror.apply(DialEnded("1.0", "PJSIP/t-1", dialing(), answered=True))
+    left, begun = mirror.apply(parked(Marks("49123", 2, ChannelState.PARKED, after=After(AfterTalk.LOST, 44))))
+    assert isinstance(left, CallerLeft)
+    assert (left.stay, left.reason, left.hangup_cause) == (1, LeftReason.CONFERENCE_LEFT, 44)
+    assert isinstance(begun, CallerParked)
+    assert (begun.stay, begun.after) == (2, AfterTalk.LOST)
+    alive = mirror.alive("1.0")
+    assert alive is not None
+    assert alive.after is AfterTalk.LOST, "whoever missed the beginning is told so"
+
+
+@pytest.mark.parametrize(("state", "reason"), [
+    (ChannelState.OVER, LeftReason.TIMED_OUT),
+    (ChannelState.GIVEN_UP, LeftReason.GIVEN_UP),
+    (ChannelState.REMOVED, LeftReason.REMOVED),
+])  # fmt: skip
+@pytest.mark.parametrize("listed_before", [True, False])
+def test_who_was_told_the_end_left_for_that_reason(
+    mirror: Mirror, state: ChannelState, reason: LeftReason, listed_before: bool
+) -> None:
+    mirror.apply(parked())
+    ending = replace(WAITING, state=state, mark=1)
+    if listed_before:
+        mirror.reconcile(Snapshot({}, (listed(ending),)), renewed=False)
+        assert isinstance(mirror.judge(instruction(2)), Refused), "too late"
+    [left] = mirror.apply(HungUp("1.0", 16, ending))
+    assert isinstance(left, CallerLeft)
+    assert left.reason is reason
+
+
+def test_the_marks_of_another_stay_do_not_say_why_this_one_ended(mirror: Mirror) -> None:
+    mirror.apply(parked())
+    [left] = mirror.apply(HungUp("1.0", 16, Marks("49123", 2, ChannelState.OVER)))
+    assert isinstance(left, CallerLeft)
+    assert left.reason is LeftReason.HANGUP
+
+
+def test_who_is_told_something_is_busy_and_then_waits_again(mirror: Mirror) -> None:
+    mirror.apply(parked())
+    mirror.asked(instruction(1))
+    mirror.reconcile(Snapshot({}, (listed(replace(WAITING, state=ChannelState.TELLING, mark=1)),)), renewed=False)
+    assert refusal(mirror, instruction(2))[0] is Refusal.BUSY
+    [record] = mirror.apply(parked(replace(WAITING, mark=1, failure=TOLD)))
+    assert isinstance(record, DialFailed)
+    assert (record.attempt, record.reason) == (1, FailureReason.TOLD)
+    assert mirror.judge(instruction(2)) == Redirect("PJSIP/t-1")
 
 
 def test_what_comes_twice_or_late_says_nothing(mirror: Mirror) -> None:
@@ -305,6 +358,9 @@ def test_the_form_of_callers_numbers(number: str, form: CallerForm, told: str | 
 # --- anything in any order
 
 
+UNDER_WAY = frozenset({ChannelState.DIALING, ChannelState.TELLING})
+
+
 @dataclass
 class Caller:
     """A channel as it really is."""
@@ -314,10 +370,12 @@ class Caller:
     mark: int = 0
     state: ChannelState = ChannelState.PARKED
     failure: Failure | None = None
+    after: After | None = None
+    conference: str = "10001"
 
     @property
     def marks(self) -> Marks:
-        return Marks(str(10_000 + self.stay), self.stay, self.state, self.mark, self.failure)
+        return Marks(self.conference, self.stay, self.state, self.mark, self.failure, self.after)
 
     @property
     def parked(self) -> Parked:
@@ -325,7 +383,7 @@ class Caller:
 
     @property
     def entry(self) -> Channel:
-        return Channel(self.uniqueid, f"PJSIP/{self.uniqueid}", self.marks, self.state is not ChannelState.DIALING)
+        return Channel(self.uniqueid, f"PJSIP/{self.uniqueid}", self.marks, self.state not in UNDER_WAY)
 
 
 class GatewayMachine(RuleBasedStateMachine):
@@ -345,6 +403,7 @@ class GatewayMachine(RuleBasedStateMachine):
         self.written: set[str] = set()
         self.places: dict[str, tuple[int, int, Phase]] = {}
         self.count = 0
+        self.numbers: dict[tuple[str, int], str] = {}
 
     def pick(self, number: int) -> Caller | None:
         return list(self.callers.values())[number % len(self.callers)] if self.callers else None
@@ -356,19 +415,39 @@ class GatewayMachine(RuleBasedStateMachine):
         self.count += 1
         caller = Caller(f"{self.count}.0")
         self.callers[caller.uniqueid] = caller
+        self.parks(caller)
+
+    def parks(self, caller: Caller) -> None:
+        self.numbers[f"gw-1/{caller.uniqueid}", caller.stay] = caller.conference
         self.events.append(caller.parked)
 
-    @rule(number=st.integers(0, 9))
-    def a_redirect_is_consumed(self, number: int) -> None:
+    @rule(number=st.integers(0, 9), tells=st.booleans())
+    def a_redirect_is_consumed(self, number: int, tells: bool) -> None:
         caller = self.pick(number)
         wanted = self.redirects.pop(caller.uniqueid, None) if caller else None
         if caller is None or wanted is None or caller.state is not ChannelState.PARKED:
             return
-        if wanted.stay == caller.stay and wanted.attempt > caller.mark:
+        if wanted.stay != caller.stay or wanted.attempt <= caller.mark:
+            self.events.append(caller.parked)
+        elif tells:
+            caller.mark, caller.state, caller.failure = wanted.attempt, ChannelState.TELLING, None
+        else:
             caller.mark, caller.state, caller.failure = wanted.attempt, ChannelState.DIALING, None
             self.events.append(DialBegan(caller.uniqueid, f"PJSIP/{caller.uniqueid}", caller.marks))
-        else:
+
+    @rule(number=st.integers(0, 9))
+    def a_caller_has_been_told(self, number: int) -> None:
+        caller = self.pick(number)
+        if caller is not None and caller.state is ChannelState.TELLING:
+            caller.state, caller.failure = ChannelState.PARKED, TOLD
             self.events.append(caller.parked)
+
+    @rule(number=st.integers(0, 9))
+    def a_node_ends_a_talk(self, number: int) -> None:
+        caller = self.pick(number)
+        if caller is not None and caller.state is ChannelState.CONNECTED:
+            caller.stay, caller.mark, caller.state, caller.after = caller.stay + 1, 0, ChannelState.PARKED, ENDED
+            self.parks(caller)
 
     @rule(number=st.integers(0, 9), answers=st.booleans())
     def a_dial_ends(self, number: int, answers: bool) -> None:
@@ -386,8 +465,9 @@ class GatewayMachine(RuleBasedStateMachine):
     def a_caller_enters_another_number(self, number: int) -> None:
         caller = self.pick(number)
         if caller is not None and caller.state is ChannelState.PARKED:
-            caller.stay, caller.mark, caller.failure = caller.stay + 1, 0, None
-            self.events.append(caller.parked)
+            caller.stay, caller.mark, caller.failure, caller.after = caller.stay + 1, 0, None, None
+            caller.conference = str(int(caller.conference) + 1)
+            self.parks(caller)
 
     @rule(number=st.integers(0, 9))
     def a_caller_hangs_up(self, number: int) -> None:
@@ -443,7 +523,7 @@ class GatewayMachine(RuleBasedStateMachine):
             return
         stay = max(1, caller.stay + ahead)
         wanted = instruction(attempt, stay=stay, uniqueid=caller.uniqueid).model_copy(
-            update={"conference": str(10_000 + stay)}
+            update={"conference": self.numbers.get((f"gw-1/{caller.uniqueid}", stay), "99999")}
         )
         verdict = self.mirror.judge(wanted)
         if isinstance(verdict, Refused):
@@ -454,7 +534,7 @@ class GatewayMachine(RuleBasedStateMachine):
         self.mirror.asked(wanted)
         self.redirects.setdefault(caller.uniqueid, wanted)
         if at_once:
-            self.a_redirect_is_consumed(number)
+            self.a_redirect_is_consumed(number, tells=False)
 
     # What must hold.
 
@@ -476,14 +556,21 @@ class GatewayMachine(RuleBasedStateMachine):
         for record in self.told:
             if isinstance(record, (DialStarted, CallerConnected)):
                 assert record.attempt >= 1
-            assert record.conference == str(10_000 + record.stay)
+            assert record.conference in ("99999", self.numbers.get((record.call_id, record.stay)))
 
     @precondition(lambda self: not self.events)
     @rule()
     def when_all_has_arrived_the_mirror_is_true(self) -> None:
         self.a_snapshot()
         self.a_snapshot()
-        truth = {caller.uniqueid: (caller.stay, caller.mark, caller.state.value) for caller in self.callers.values()}
+        truth = {
+            caller.uniqueid: (
+                caller.stay,
+                caller.mark,
+                "dialing" if caller.state in UNDER_WAY else caller.state.value,
+            )
+            for caller in self.callers.values()
+        }
         seen = {call.uniqueid: (call.stay, call.mark, call.phase.name.lower()) for call in self.mirror.calls.values()}
         assert seen == truth
         for (call_id, stay), record in {(told.call_id, told.stay): told for told in self.told}.items():

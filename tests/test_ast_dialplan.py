@@ -29,7 +29,7 @@ async def test_caller_is_parked_with_number_and_stay(
     async with parked(gateway, raw_ami, tmp_path, number) as (_, event):
         expected = {
             "CALLYARD_CONFERENCE": number, "CALLYARD_STAY": "1", "CALLYARD_STATE": "parked", "CALLYARD_MARK": "",
-            "CALLYARD_FAILED": "",
+            "CALLYARD_FAILED": "", "CALLYARD_AFTER": "",
         }  # fmt: skip
         assert event.variables == expected
         assert event["ParkeeCallerIDNum"] == "493012345678"
@@ -70,10 +70,10 @@ async def test_redirect_connects_to_the_node_and_the_channel_says_so(
         assert [(call.conference, call.caller) for call in answered] == [(number, "493012345xxx")]
         assert callers.talking()
 
-        await node.hang_up()  # the conference ends
+        await callers.hang_up()
         left = await raw_ami.event("Hangup", CALLYARD_CONFERENCE=number)
         assert left.variables["CALLYARD_STATE"] == "connected"
-        await callers.saw("ended")
+        await node.saw("ended")
         assert len(raw_ami.named("Hangup", CALLYARD_STAY="1", Linkedid=left["Linkedid"])) == 1  # not the node's leg
 
 
@@ -111,7 +111,7 @@ async def test_refused_dial_parks_again_in_the_same_stay(
         again = await raw_ami.event("ParkedCall", CALLYARD_CONFERENCE=number, count=2)
         assert again.variables == {
             "CALLYARD_CONFERENCE": number, "CALLYARD_STAY": "1", "CALLYARD_STATE": "parked",
-            "CALLYARD_MARK": "1x1", "CALLYARD_FAILED": failed,
+            "CALLYARD_MARK": "1x1", "CALLYARD_FAILED": failed, "CALLYARD_AFTER": "",
         }  # fmt: skip
         assert [call.conference for call in node.events("called")] == [number]
 

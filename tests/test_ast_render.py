@@ -101,7 +101,8 @@ def test_each_setting_is_used() -> None:
         "lot_size": 7, "longest_wait_seconds": 77, "dial_seconds": 9, "while_dialing": "ringing", "caller_id": "full",
         "unknown_caller": "nobody", "language": "de", "music_directory": "other", "prompt_number": "a",
         "prompt_wrong": "b", "prompt_goodbye": "c", "prompt_full": "d", "prompt_waited": "e",
-        "manager_networks": "192.0.2.9",
+        "manager_networks": "192.0.2.9", "node_rtp_timeout_seconds": 6, "follow_ended_seconds": 7,
+        "follow_lost_seconds": 8, "prompt_unreachable": "f", "prompt_given_up": "g", "prompt_removed": "h",
     }  # fmt: skip
     assert set(other) == set(AsteriskSettings.model_fields)
     usual = render(AsteriskSettings(), AMI)

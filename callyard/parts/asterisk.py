@@ -144,6 +144,7 @@ def private_settings(directory: Path, parts: Parts, **changes: Any) -> AsteriskS
         "rtp_last_port": 32_000,
         # SIPp sends no audio while it waits.
         "rtp_timeout_seconds": 0,
+        "node_rtp_timeout_seconds": 0,
     }
     return AsteriskSettings(**{**values, **changes})
 

@@ -25,6 +25,8 @@ from callyard.processes import Child, free_port
 SCENARIOS = Path(__file__).parent / "scenarios"
 ANSWERS = "answers"
 SILENT = "rings and never answers"
+NORMAL_CLEARING = 16
+"""Q.850 cause of a usual hang-up."""
 TELL_AGAIN_SECONDS = 0.5
 DTMF_PAYLOAD = "96"
 """RTP payload type in which SIPp's play_dtmf sends telephone events (RFC 4733)."""
@@ -145,8 +147,11 @@ class Sipp:
             over.update(_ABORTED.findall(errors.read_text(encoding="utf-8", errors="replace")))
         return over
 
-    async def hang_up(self, *call_ids: str) -> None:
-        """Hang up these calls (all that talk where none is named), each with a BYE; waits until that is answered."""
+    async def hang_up(self, *call_ids: str, cause: int = NORMAL_CLEARING) -> None:
+        """Hang up these calls (all that talk where none is named), each with a BYE; waits until that is answered.
+
+        ``cause``: the Q.850 cause that a node gives for it, as FreeSWITCH does (RFC 3326).
+        """
         wanted = set(call_ids) or {event.call_id for event in self.talking()}
         told = 0.0
 
@@ -157,18 +162,18 @@ class Sipp:
             if missing and time.monotonic() - told > TELL_AGAIN_SECONDS:
                 told = time.monotonic()
                 for call_id in missing:
-                    self._tell(call_id)
+                    self._tell(call_id, cause)
             return not missing
 
         await self._child.until(over, 15, "done with hanging up")
 
-    def _tell(self, call_id: str) -> None:
+    def _tell(self, call_id: str, cause: int) -> None:
         kind = socket.SOCK_STREAM if self.transport == "tcp" else socket.SOCK_DGRAM
         lines = (
             f"MESSAGE sip:{LOOPBACK}:{self.port} SIP/2.0",
             f"Via: SIP/2.0/{self.transport.upper()} {LOOPBACK}:9;branch=z9hG4bK-hangup",
             f"From: <sip:test@{LOOPBACK}>;tag=hangup", f"To: <sip:test@{LOOPBACK}>", f"Call-ID: {call_id}",
-            "CSeq: 1 MESSAGE", "Content-Length: 0", "", "",
+            "CSeq: 1 MESSAGE", f"Reason: Q.850;cause={cause}", "Content-Length: 0", "", "",
         )  # fmt: skip
         with socket.socket(socket.AF_INET, kind) as sender:
             sender.connect((LOOPBACK, self.port))

@@ -125,12 +125,17 @@ class RawAmi:
         return self.named(event, **fields)[count - 1]
 
     async def redirect(self, channel: str, dial: str, uri: str, *, extension: str | None = None) -> None:
-        """What an agent does with an instruction: name the URI and the attempt, then redirect."""
-        for name, value in (("CALLYARD_URI", uri), ("CALLYARD_DIAL", dial)):
+        """What an agent does with an instruction to dial: name the URI and the attempt, then redirect."""
+        await self._redirect(channel, "callyard-dial", extension or dial, CALLYARD_URI=uri, CALLYARD_DIAL=dial)
+
+    async def tell(self, channel: str, dial: str, notice: str) -> None:
+        """What an agent does with an instruction to tell the caller something."""
+        await self._redirect(channel, "callyard-tell", dial, CALLYARD_NOTICE=notice, CALLYARD_DIAL=dial)
+
+    async def _redirect(self, channel: str, context: str, extension: str, **variables: str) -> None:
+        for name, value in variables.items():
             assert (await self.action("Setvar", Channel=channel, Variable=name, Value=value))["Response"] == "Success"
-        answer = await self.action(
-            "Redirect", Channel=channel, Context="callyard-dial", Exten=extension or dial, Priority="1"
-        )  # fmt: skip
+        answer = await self.action("Redirect", Channel=channel, Context=context, Exten=extension, Priority="1")
         assert answer["Response"] == "Success", answer
 
 
