@@ -28,7 +28,11 @@ async def test_ten_conferences_that_open_at_the_same_moment(whole: Cluster) -> N
             (one, two)[number % 2].freeswitch.open(conference)
         for number, conference in enumerate(conferences):
             await connected((one, two)[number % 2], conference)
-    assert not {c for node in whole.nodes for c in talking(node)} & set(conferences), "hung up together"
+
+    def nobody_talks() -> bool:
+        return not {c for node in whole.nodes for c in talking(node)} & set(conferences)
+
+    await until(nobody_talks, what="all hung up together")
 
 
 async def test_a_conference_that_is_older_than_its_hook(whole: Cluster) -> None:
