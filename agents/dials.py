@@ -5,6 +5,11 @@ Kafka's consumer group of the gateway decides who speaks for it: the replica tha
 another stands by, with its mirror kept true, and takes over when the partition comes to it. Who takes over announces
 everything, reads the instructions to the end, and carries out the newest of each stay.
 
+An owner that was frozen longer than its session doesn't know yet that another has taken over. So each instruction is
+carried out only after a look at the fence, in the same step; while it doesn't hold, instructions wait. The next
+confirmed heartbeat comes after the group has said who is the owner: either this one still is, and goes on, or what
+waits is dropped with the partition.
+
 A redirect is never written twice for one attempt. Asterisk answers "successful" when it is queued, so an answer proves
 little and a lost one nothing: the channel's mark tells (`agents.mirror`), and the stream issues the next attempt when
 it hears of a failure, or at the instruction's deadline. What can't be carried out is refused by name, counted and
@@ -37,6 +42,7 @@ from agents.mirror import Mirror, Redirect, Refused
 from agents.publish import Publisher
 from callyard import clients
 from callyard.errors import CommandError
+from callyard.fence import Fence, watch_heartbeat
 from callyard.records import FailureReason, Instruction, RecordError, TellInstruction, split_sip_uri
 from callyard.settings import KafkaSettings
 from callyard.topics import Topics, partition_of
@@ -46,6 +52,8 @@ log = structlog.get_logger(__name__)
 DIAL_CONTEXT = "callyard-dial"
 TELL_CONTEXT = "callyard-tell"
 SESSION_MS = 6_000
+HEARTBEAT_MS = 500
+"""Nothing is said from joining the group until the first of them is confirmed."""
 LOOK_BACK = 1_000
 """So many records before the committed offset are read at a takeover, to learn the newest epochs."""
 COMMIT_SECONDS = 1.0
@@ -65,18 +73,20 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
 
     def __init__(
         self, settings: KafkaSettings, topics: Topics, gateway_id: str, mirror: Mirror, gateway: Gateway,
-        publisher: Publisher,
+        publisher: Publisher, fence: Fence,
     ) -> None:  # fmt: skip
         self._settings = settings
         self._gateway_id = gateway_id
         self._mirror = mirror
         self._gateway = gateway
         self._publisher = publisher
+        self._fence = fence
         self._inbox = Inbox(gateway_id)
         self._partition = TopicPartition(topics.dials.name, partition_of(gateway_id.encode(), settings.partitions))
         self._consumer: AIOKafkaConsumer | None = None
         self._take_over = False
         self._owner = False
+        self._turn = 0
         self._applied_to = 0
         self._level_at: int | None = None
         self._committed = 0
@@ -97,8 +107,11 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
             return
         self._publisher.mute()
         OWNER.set(0)
-        await self._commit()
+        was_owner = self._owner
         self._owner = self._take_over = False
+        self._turn += 1
+        if was_owner:
+            await self._commit()
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         assert self._consumer is not None  # noqa: S101 - it is what calls this
@@ -126,17 +139,19 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
             client_id=f"agent-{self._gateway_id}",
             auto_offset_reset="earliest",
             session_timeout_ms=SESSION_MS,
-            heartbeat_interval_ms=SESSION_MS // 3,
+            heartbeat_interval_ms=HEARTBEAT_MS,
             # A second replica that comes must not move the partition away from who speaks.
             partition_assignment_strategy=(StickyPartitionAssignor,),
         ) as consumer:
             self._consumer = consumer
+            watch_heartbeat(consumer, self._fence)
             consumer.subscribe([self._partition.topic], listener=self)
             try:
                 while True:
                     await self._round(consumer)
             finally:
-                await self._commit()
+                if self._owner:
+                    await self._commit()
                 for task in self._answers:
                     task.cancel()
 
@@ -163,14 +178,18 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
             self._level_at = None
             self.joined.set()
         self._apply_all()
-        await self._commit(COMMIT_SECONDS)
+        if self._owner:
+            await self._commit(COMMIT_SECONDS)
 
     async def _begin(self, consumer: AIOKafkaConsumer) -> None:
-        partition = self._partition
+        partition, turn = self._partition, self._turn
         first = (await consumer.beginning_offsets([partition]))[partition]
         end = (await consumer.end_offsets([partition]))[partition]
         # A topic that was made anew is shorter than what was committed: then all of it is new.
         committed = await consumer.committed(partition) or 0
+        if turn != self._turn:
+            # Taken away meanwhile; aiokafka still lets it be sought in.
+            return
         self._applied_to = max(first, committed) if committed <= end else first
         consumer.seek(partition, max(first, self._applied_to - LOOK_BACK))
         self._take_over = False
@@ -186,7 +205,7 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         # A hint where to begin: what is read twice is refused by the channels' marks. So its failure costs nothing.
         now = time.monotonic()
         offset = self._inbox.committable
-        if self._consumer is None or not self._owner or offset <= self._committed:
+        if self._consumer is None or offset <= self._committed:
             return
         if every_seconds and now < self._next_commit:
             return
@@ -220,7 +239,10 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
             # They wait: for the next session's snapshot, or for the end of what was instructed before.
             return
         for held in self._inbox.drain():
-            self._apply(session, held)
+            if self._fence.holds:
+                self._apply(session, held)
+            else:
+                self._inbox.keep(held)
 
     def _apply(self, session: ami.Session, held: Held) -> None:
         instruction = held.instruction

@@ -85,6 +85,11 @@ class Inbox:
         """This one has been applied, or refused: it needn't be read again."""
         self._applying.discard(held.offset)
 
+    def keep(self, held: Held) -> None:
+        """This one was drained but can't be applied now: it waits on, unless a newer one of its stay came since."""
+        self._applying.discard(held.offset)
+        self._held.setdefault((held.instruction.call_id, held.instruction.stay), held)
+
     @property
     def committable(self) -> int:
         """The offset before which everything is applied."""

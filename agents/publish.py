@@ -10,6 +10,12 @@ can be dead before its partition is taken over, and tells them when it begins to
 
 Records of one conference stay in order: one producer, one key, handed over one after the other without waiting for
 each delivery. What fails ends that producer, and the next one begins with an announcement.
+
+The fence is asked before each produce request. Where it doesn't hold (this process was frozen or cut off, or Kafka is
+away) the request fails like any other, what waits is dropped, and nothing is said until a heartbeat is confirmed again.
+That happens only to a member of the group, after it has heard whether it still speaks: then all is announced anew, or
+it is mute. The process needs not end for that, so the mirror goes on. A producer belongs to the time between two words
+of the group: what one still holds when this process is muted is never written, even if it speaks again later.
 """
 
 from __future__ import annotations
@@ -27,6 +33,7 @@ from prometheus_client import Counter
 from agents.mirror import Mirror
 from callyard import clients
 from callyard.errors import CommandError
+from callyard.fence import Fence, FencedError, fence_producer
 from callyard.records import CallerLeft, CallRecord
 from callyard.sending import Sender
 from callyard.settings import KafkaSettings
@@ -54,10 +61,13 @@ class Rejected:
 class Publisher:
     """The voice of one gateway. Mute until `speak`."""
 
-    def __init__(self, settings: KafkaSettings, topics: Topics, mirror: Mirror, client_id: str) -> None:
+    def __init__(
+        self, settings: KafkaSettings, topics: Topics, mirror: Mirror, fence: Fence, client_id: str
+    ) -> None:  # fmt: skip
         self._settings = settings
         self._topics = topics
         self._mirror = mirror
+        self._fence = fence
         self._client_id = client_id
         self._waiting: deque[CallRecord | Rejected] = deque()
         self._ended: dict[tuple[str, int], tuple[float, CallerLeft]] = {}
@@ -65,6 +75,8 @@ class Publisher:
         self._speaking = False
         self._behind = False
         self._announce = False
+        self._voice = 0
+        self._held_back = False
         self._under_way = 0
         self._progress = 0.0
         self._failure: BaseException | None = None
@@ -81,8 +93,11 @@ class Publisher:
         self.announce()
 
     def mute(self) -> None:
-        """Somebody else speaks for the gateway."""
+        """Somebody else speaks for the gateway: also what was handed to the producer is not written any more."""
         self._speaking = False
+        self._voice += 1
+        self._failure = FencedError("this process no longer speaks for its gateway")
+        self._wake.set()
         self._waiting.clear()
         self.announced.clear()
 
@@ -126,26 +141,47 @@ class Publisher:
     async def run(self) -> None:
         """Publish until cancelled. Raises `CommandError` for what no waiting mends (no right to write)."""
         while True:
+            self._voice += 1
+            voice = self._voice
             try:
                 async with clients.producer(self._settings, self._client_id) as producer:
+                    fence_producer(producer, partial(self._check_voice, voice))
                     self._failure = None
                     self._under_way = 0
-                    await self._publish(Sender(producer, self._topics, self._topics.calls.name))
+                    await self._publish(Sender(producer, self._topics, self._topics.calls.name), voice)
             except (TopicAuthorizationFailedError, ClusterAuthorizationFailedError) as error:
                 raise CommandError(
                     f"Kafka lets this user not write {self._topics.calls.name} and {self._topics.rejected.name}"
                     f" ({error}): grant it WRITE on them, and IDEMPOTENT_WRITE"
                 ) from None
             except (KafkaError, clients.KafkaUnreachableError) as error:
-                self._told_behind(str(error) or repr(error))
+                if self._voice == voice:
+                    self._told_behind(str(error) or repr(error))
             self._waiting.clear()
             self.announce()
-            await asyncio.sleep(RETRY_SECONDS)
+            if self._voice == voice:
+                await asyncio.sleep(RETRY_SECONDS)
 
-    async def _publish(self, sender: Sender) -> None:
+    def _check_voice(self, voice: int) -> None:
+        if voice != self._voice:
+            raise FencedError("what was handed over before the group changed is not written after it")
+        self._fence.check()
+
+    async def _pass_fence(self) -> None:
+        if not self._fence.holds:
+            self._progress = time.monotonic()
+            self._held_back = True
+            await self._fence.holding()
+            self._held_back = False
+
+    async def _publish(self, sender: Sender, voice: int) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            if self._speaking:
+                await self._pass_fence()
+            if voice != self._voice:
+                raise FencedError("the group changed")
             if self._failure is not None:
                 raise self._failure
             if self._announce and self._speaking:
@@ -161,19 +197,23 @@ class Publisher:
                     self._progress = time.monotonic()
                 self._under_way += 1
                 delivery = await sender.begin(item, item.conference)
-                delivery.add_done_callback(partial(self._delivered, item))
+                delivery.add_done_callback(partial(self._delivered, voice, item))
             self._check_announced()
 
     async def watch(self) -> None:
         """Say so when Kafka takes nothing; until cancelled."""
         while True:
             await asyncio.sleep(STALL_SECONDS / 3)
-            if self._under_way and time.monotonic() - self._progress > STALL_SECONDS:
-                self._told_behind(f"nothing was delivered for {STALL_SECONDS:g} s")
+            if (self._under_way or self._held_back) and time.monotonic() - self._progress > STALL_SECONDS:
+                why = "no heartbeat was confirmed" if self._held_back else "nothing was delivered"
+                self._told_behind(f"{why} for {STALL_SECONDS:g} s")
 
-    def _delivered(self, record: CallRecord, delivery: asyncio.Future[object]) -> None:
-        self._under_way -= 1
+    def _delivered(self, voice: int, record: CallRecord, delivery: asyncio.Future[object]) -> None:
         failure = asyncio.CancelledError() if delivery.cancelled() else delivery.exception()
+        if voice != self._voice:
+            # Of a producer that has been given up: all was announced anew.
+            return
+        self._under_way -= 1
         if failure is not None:
             self._failure = KafkaError(f"not delivered: {failure!r}") if delivery.cancelled() else failure
             self._wake.set()

@@ -16,13 +16,14 @@ import os
 import structlog
 
 from agents.ami import AmiRefusedError
-from agents.dials import Dials
+from agents.dials import SESSION_MS, Dials
 from agents.gateway import Gateway
 from agents.mirror import Mirror
 from agents.publish import Publisher
 from callyard import clients
 from callyard import topics as all_topics
 from callyard.errors import CommandError
+from callyard.fence import Fence
 from callyard.records import CallerForm
 from callyard.settings import AmiSettings, GatewaySettings, KafkaSettings, Loaded
 from callyard.tasks import Tasks
@@ -45,9 +46,10 @@ async def work(settings: Loaded, stop: asyncio.Event) -> None:
         await all_topics.check(admin, kafka)
     topics = all_topics.topics(kafka)
     mirror = Mirror(gateway_settings.id, CallerForm(gateway_settings.caller_number))
-    publisher = Publisher(kafka, topics, mirror, client_id=f"agent-{gateway_settings.id}-{os.getpid()}")
+    fence = Fence(SESSION_MS / 1000)
+    publisher = Publisher(kafka, topics, mirror, fence, client_id=f"agent-{gateway_settings.id}-{os.getpid()}")
     gateway = Gateway(settings[AmiSettings], gateway_settings, mirror, publisher)
-    dials = Dials(kafka, topics, gateway_settings.id, mirror, gateway, publisher)
+    dials = Dials(kafka, topics, gateway_settings.id, mirror, gateway, publisher, fence)
 
     tasks = Tasks()
     tasks.start("publish", publisher.run())

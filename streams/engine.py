@@ -21,10 +21,10 @@ import structlog
 from aiokafka import AIOKafkaProducer
 from prometheus_client import Counter, Gauge, Histogram
 
+from callyard.fence import Fence
 from callyard.records import DeadlinePassed
 from callyard.sending import Sequence as SenderSequence
 from callyard.topics import Topics
-from streams.fence import Fence
 from streams.partition import Group, Input, Partition
 from streams.policy import Policy
 

@@ -10,8 +10,8 @@ Each guard answers one finding, measured on a real broker (see docs/architecture
   blocks the next fetch from that broker. They are paused in aiokafka itself once recovery is over.
 * **1.5 s waits under load** after a rebalance: ``fetch_max_wait_ms`` is hard-coded.
 * **An exception in an agent** (or in Faust's decoding before it) skips the event: it ends the process instead.
-* **No fence.** Faust knows of no confirmed heartbeat; the coordinator's is watched (`streams.fence`), and each produce
-  request asks for it (`fence_producer`).
+* **No fence.** Faust knows of no confirmed heartbeat; the coordinator's is watched (`callyard.fence`), and each produce
+  request asks for it.
 * **A recovery that a rebalance interrupts** goes on as if it had read the changelogs: it is told from a whole one.
 * **Recovery that ended early** would decide from an old table: the offsets read are compared with the log's end.
 
@@ -26,19 +26,13 @@ from typing import Any, cast
 
 import faust
 import uvloop
-from aiokafka import AIOKafkaProducer
-from aiokafka.protocol.produce import ProduceRequest
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from streams.fence import Fence, FencedError, boottime
+from callyard.fence import Fence, GuardError, patched, watch_heartbeat
 
 PINNED = {"faust-streaming": "0.15.3", "aiokafka": "0.14.0", "mode-streaming": "0.7.1"}
 FETCH_MAX_WAIT_MS = 50
-
-
-class GuardError(RuntimeError):
-    """A guard does not fit the installed Faust, or found what it guards against."""
 
 
 def check_versions() -> None:
@@ -51,42 +45,12 @@ def check_versions() -> None:
         )
 
 
-def _patched(owner: Any, name: str) -> Any:
-    """An attribute that a guard relies on. Raises `GuardError` where it is no longer there."""
-    try:
-        return getattr(owner, name)
-    except AttributeError:
-        raise GuardError(f"{owner!r} has no {name}: the guards don't fit this version") from None
-
-
-def fence_producer(producer: AIOKafkaProducer, fence: Fence, failed: Callable[[BaseException], None]) -> None:
-    """Ask the fence before each produce request is written, retries included.
-
-    An idempotent producer keeps a batch and retries it for ever: a worker that was cut off from its broker would write
-    it when the network is back, after another worker has taken its partitions over.
-    """
-    client = _patched(producer, "client")
-    send: Callable[..., Awaitable[Any]] = _patched(client, "send")
-
-    async def fenced(node_id: int, request: Any, **more: Any) -> Any:
-        if isinstance(request, ProduceRequest):
-            await client.ready(node_id, **more)  # so that nothing is waited for between the question and the write
-            try:
-                fence.check()
-            except FencedError as error:
-                failed(error)
-                raise
-        return await send(node_id, request, **more)
-
-    client.send = fenced
-
-
 class GuardedThread(driver.AIOKafkaConsumerThread):
     """Faust's consumer thread with a short fetch wait and a watched heartbeat."""
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
-        _patched(consumer, "_fetch_max_wait_ms")
+        patched(consumer, "_fetch_max_wait_ms")
         consumer._fetch_max_wait_ms = FETCH_MAX_WAIT_MS  # noqa: SLF001 - no public way; see the module's docstring
         return consumer
 
@@ -100,21 +64,7 @@ class GuardedThread(driver.AIOKafkaConsumerThread):
         self._watch_heartbeat()
 
     def _watch_heartbeat(self) -> None:
-        coordinator = _patched(self._ensure_consumer(), "_coordinator")
-        beat: Callable[[], Awaitable[bool]] = _patched(coordinator, "_do_heartbeat")
-        if getattr(beat, "watched", False):
-            return
-        fence = cast("GuardedApp", self.app).fence
-
-        async def watched() -> bool:
-            sent_at = boottime()
-            success = await beat()
-            if success:
-                fence.confirm(sent_at)
-            return success
-
-        watched.watched = True  # type: ignore[attr-defined]
-        coordinator._do_heartbeat = watched  # noqa: SLF001
+        watch_heartbeat(self._ensure_consumer(), cast("GuardedApp", self.app).fence)
 
     def pause_in_client(self, tps: Iterable[TP], generation: int) -> Awaitable[None]:
         """Pause partitions in aiokafka itself, so that nothing of them is fetched, unless another generation began.
@@ -124,7 +74,7 @@ class GuardedThread(driver.AIOKafkaConsumerThread):
 
         async def pause() -> None:
             consumer = self._ensure_consumer()
-            if _patched(consumer, "_coordinator").generation != generation:
+            if patched(consumer, "_coordinator").generation != generation:
                 return
             assigned = consumer.assignment()
             consumer.pause(*(tp for tp in map(driver.ensure_aiokafka_TP, tps) if tp in assigned))
@@ -204,7 +154,7 @@ class GuardedApp(faust.App):
     @property
     def recovers(self) -> bool:
         """Whether changelogs are being read, or are about to be."""
-        return bool(_patched(_patched(self.tables, "recovery"), "in_recovery")) or self.recovers_again
+        return bool(patched(patched(self.tables, "recovery"), "in_recovery")) or self.recovers_again
 
     @property
     def recovers_again(self) -> bool:
@@ -212,13 +162,13 @@ class GuardedApp(faust.App):
 
         Faust catches its own ``RebalanceAgain`` while it waits for the changelogs and goes on as if they had been read.
         """
-        event: Any = _patched(_patched(self.tables, "recovery"), "signal_recovery_start")
+        event: Any = patched(patched(self.tables, "recovery"), "signal_recovery_start")
         return bool(event.is_set())
 
     @property
     def recovery_progress(self) -> tuple[int, int]:
         """Changes as long as a rebalance goes forward: how many there were, and how far changelogs were read."""
-        read: Mapping[TP, int | None] = _patched(_patched(self.tables, "recovery"), "active_offsets")
+        read: Mapping[TP, int | None] = patched(patched(self.tables, "recovery"), "active_offsets")
         return self.rebalancing_count, sum(offset or 0 for offset in read.values())
 
     async def check_recovered(self, changelogs: Iterable[TP]) -> None:
@@ -226,7 +176,7 @@ class GuardedApp(faust.App):
         tps = set(changelogs)
         if not tps:
             return
-        read = _patched(_patched(self.tables, "recovery"), "active_offsets")
+        read = patched(patched(self.tables, "recovery"), "active_offsets")
         for tp, end in (await self.consumer.highwaters(*tps)).items():
             if (end or 0) > 0 and (read.get(tp) is None or read[tp] < end - 1):
                 raise GuardError(f"{tp.topic}-{tp.partition} was read to {read.get(tp)}, but ends at {end - 1}")

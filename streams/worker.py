@@ -26,11 +26,11 @@ from faust.types import TP
 from prometheus_client import Counter
 
 from callyard import clients, tasks, topics
+from callyard.fence import Fence, FencedError, fence_producer
 from callyard.settings import KafkaSettings, Loaded, PolicySettings, SecurityProtocol, StreamSettings
 from callyard.topics import DESK_TABLE, Topics, stream_id
 from streams.engine import Engine
-from streams.faust_guards import GuardedApp, fence_producer
-from streams.fence import Fence
+from streams.faust_guards import GuardedApp
 from streams.policy import Policy
 from streams.rows import split_key
 
@@ -153,8 +153,14 @@ class Worker:
         made = await self._resources.enter_async_context(
             clients.producer(self.kafka, client_id, max_batch_size=batch_bytes, max_request_size=BATCH_BYTES + 50_000)
         )
-        fence_producer(made, self.fence, end_process)
+        fence_producer(made, self._check_fence)
         return made
+
+    def _check_fence(self) -> None:
+        try:
+            self.fence.check()
+        except FencedError as error:
+            end_process(error)
 
     async def _watch_rebalance(self) -> None:
         """End the process when a rebalance goes nowhere: another worker, or the next start, then has the partitions."""

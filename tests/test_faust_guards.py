@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 from faust.types import TP
 
-from streams import faust_guards, fence
-from streams.faust_guards import GuardError
+from callyard import fence
+from callyard.fence import GuardError
+from streams import faust_guards
 
 
 def test_the_installed_versions_are_those_that_the_guards_were_made_for() -> None:
@@ -34,7 +35,7 @@ def test_the_pins_of_the_package_are_those_of_the_guards() -> None:
 
 def test_an_attribute_that_is_gone_is_named() -> None:
     with pytest.raises(GuardError, match="has no nothing_of_the_kind"):
-        faust_guards._patched(object(), "nothing_of_the_kind")
+        fence.patched(object(), "nothing_of_the_kind")
 
 
 def test_the_fence_holds_for_four_fifths_of_the_session_since_the_heartbeat_was_sent(
