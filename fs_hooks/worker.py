@@ -13,10 +13,10 @@ cut of the connection, or wait for Kafka before it reads FreeSWITCH.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from contextlib import AsyncExitStack
 
-import orjson
 import structlog
 from prometheus_client import Counter, Gauge, start_http_server
 
@@ -124,7 +124,8 @@ class Hook:
             try:
                 changes = self._conferences.event(frame)
             except EventError as error:
-                self._aside.put(str(error), orjson.dumps(dict(frame.headers)))
+                # Not by orjson: JSON that was read may hold half of a surrogate pair, which it refuses to write.
+                self._aside.put(str(error), json.dumps(dict(frame.headers)).encode())
             else:
                 self._apply(changes, at)
 
