@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from callyard.records import DIALS, Instruction, parse
+from callyard.records import DIALS, MAX_ATTEMPT, Instruction, RecordError, parse
 
 
 class Taken(str, Enum):
@@ -55,9 +55,12 @@ class Inbox:
         self._position = position
 
     def take(self, value: bytes | None, offset: int, broker_ms: int, *, applied_before: bool = False) -> Taken:
-        """One record, in the order of the topic. Raises `RecordError` when it is no dial instruction."""
+        """One record, in the order of the topic. Raises `RecordError` when it is no dial instruction to act on."""
         self._position = offset + 1
         instruction = parse(DIALS, value)
+        if instruction.attempt > MAX_ATTEMPT:
+            # No record could say what became of it.
+            raise RecordError(f"attempt {instruction.attempt} is beyond {MAX_ATTEMPT}, the last that can be reported")
         newest = self._epochs.get(instruction.partition, 0)
         if instruction.epoch < newest:
             return Taken.VOID

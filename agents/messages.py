@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from callyard.records import CONFERENCE_PATTERN, AfterTalk, FailureReason, LeftReason
+from callyard.records import CONFERENCE_PATTERN, MAX_ATTEMPT, AfterTalk, FailureReason, LeftReason
 
 Headers = Mapping[str, str | list[str]]
 
@@ -299,8 +299,8 @@ def _mark(value: str, stay: int) -> int:
     if not value:
         return 0
     match = _MARK.fullmatch(value)
-    if match is None:
-        raise _UnreadableError(f"CALLYARD_MARK is not <stay>x<attempt>: {value!r:.60}")
+    if match is None or int(match[2]) > MAX_ATTEMPT:
+        raise _UnreadableError(f"CALLYARD_MARK is not <stay>x<attempt>, to {MAX_ATTEMPT}: {value!r:.60}")
     return int(match[2]) if int(match[1]) == stay else 0
 
 

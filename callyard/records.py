@@ -56,8 +56,10 @@ SipUri = Annotated[str, StringConstraints(pattern=SIP_URI_PATTERN, max_length=32
 CallId = Annotated[str, StringConstraints(pattern=_ID_PATTERN[:-1] + "/" + _UNIQUEID_PATTERN[1:])]
 """``<gateway id>/<Asterisk uniqueid>``: unique across gateways and restarts of Asterisk."""
 StayNumber = Annotated[int, Field(ge=1, le=1_000_000)]
-Attempt = Annotated[int, Field(ge=1, le=100_000)]
-"""What a gateway may claim; the stream counts on from there, and a channel's mark holds six digits."""
+MAX_ATTEMPT = 100_000
+"""The last attempt that a gateway can carry out and report."""
+Attempt = Annotated[int, Field(ge=1, le=MAX_ATTEMPT)]
+"""What a gateway may claim; the stream counts on from there."""
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
 """Bounded to what every JSON reader holds exactly; a larger number could be read here and never be written again."""
 Milliseconds = Count
@@ -243,7 +245,7 @@ class CallAlive(_CallRecord):
 
     type: Literal["call-alive"] = "call-alive"
     state: CallState
-    attempt: Annotated[int, Field(ge=0, le=100_000)] = 0
+    attempt: Annotated[int, Field(ge=0, le=MAX_ATTEMPT)] = 0
     caller: Text | None = None
     caller_form: CallerForm = CallerForm.NONE
     after: AfterTalk | None = None
@@ -313,7 +315,8 @@ class _Instruction(Record):
     conference: Conference
     stay: StayNumber
     attempt: Annotated[int, Field(ge=1, le=2**53 - 1)]
-    """Counts all instructions of a stay. Wider than what a gateway may claim: the stream can always count on."""
+    """Counts all instructions of a stay. Wider than what a gateway may claim: the stream can always count on; gateways
+    refuse what is beyond."""
     issued_at_ms: Milliseconds
     deadline_ms: Milliseconds
     """Broker time after which the stream issues the next attempt if it has heard no outcome."""
