@@ -17,6 +17,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
+from callyard import header_names
 from callyard.settings import SASL_PROTOCOLS, SSL_PROTOCOLS, KafkaSettings, SettingsError
 
 log = structlog.get_logger(__name__)
@@ -88,7 +89,8 @@ async def producer(settings: KafkaSettings, client_id: str, **more: Any) -> Asyn
 
 @asynccontextmanager
 async def consumer(settings: KafkaSettings, *topics: str, **more: Any) -> AsyncIterator[AIOKafkaConsumer]:
-    """A started consumer that commits nothing by itself."""
+    """A started consumer that commits nothing by itself, and that any header names can be read by."""
+    header_names.tolerate()
     made = AIOKafkaConsumer(*topics, **connection(settings), enable_auto_commit=False, **more)
     try:
         await made.start()

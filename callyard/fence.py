@@ -7,7 +7,7 @@ began no earlier. What remains is the time between this check and the system cal
 await in between.
 
 aiokafka tells nobody of confirmed heartbeats and asks nobody before it writes: `watch_heartbeat` and `fence_producer`
-reach into it, and fail loudly (`GuardError`) where it has changed.
+reach into it, and fail loudly (`callyard.guards.GuardError`) where it has changed.
 """
 
 from __future__ import annotations
@@ -21,23 +21,13 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.produce import ProduceRequest
 
+from callyard.guards import patched
+
 POLL_SECONDS = 0.02
 
 
 class FencedError(KafkaError):  # type: ignore[misc]  # aiokafka has no complete types
     """This worker can no longer know that its partitions are its own: it must say nothing. No retry mends it."""
-
-
-class GuardError(RuntimeError):
-    """A guard does not fit the installed libraries, or found what it guards against."""
-
-
-def patched(owner: Any, name: str) -> Any:
-    """An attribute that a guard relies on. Raises `GuardError` where it is no longer there."""
-    try:
-        return getattr(owner, name)
-    except AttributeError:
-        raise GuardError(f"{owner!r} has no {name}: the guards don't fit this version") from None
 
 
 def boottime() -> float:

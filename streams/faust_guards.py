@@ -13,6 +13,7 @@ Each guard answers one finding, measured on a real broker (see docs/architecture
 * **No fence.** Faust knows of no confirmed heartbeat; the coordinator's is watched (`callyard.fence`), and each produce
   request asks for it.
 * **A recovery that a rebalance interrupts** goes on as if it had read the changelogs: it is told from a whole one.
+* **A header name that isn't UTF-8** raises in the fetcher, again and again: `callyard.header_names`, for all consumers.
 * **Recovery that ended early** would decide from an old table: the offsets read are compared with the log's end.
 
 What needs no patch is a setting in `streams.worker.make_app`.
@@ -29,7 +30,9 @@ import uvloop
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from callyard.fence import Fence, GuardError, patched, watch_heartbeat
+from callyard import header_names
+from callyard.fence import Fence, watch_heartbeat
+from callyard.guards import GuardError, patched
 
 PINNED = {"faust-streaming": "0.15.3", "aiokafka": "0.14.0", "mode-streaming": "0.7.1"}
 FETCH_MAX_WAIT_MS = 50
@@ -128,6 +131,7 @@ class GuardedApp(faust.App):
 
     def __init__(self, *args: Any, fence: Fence, **kwargs: Any) -> None:
         check_versions()
+        header_names.tolerate()
         super().__init__(*args, **kwargs)
         self.fence = fence
         self.on_rebalance_complete.connect(self._stop_flow_for_seek, weak=False)

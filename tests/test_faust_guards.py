@@ -12,7 +12,7 @@ import pytest
 from faust.types import TP
 
 from callyard import fence
-from callyard.fence import GuardError
+from callyard.guards import GuardError
 from streams import faust_guards
 
 

@@ -15,7 +15,17 @@ from agents import ami
 from agents.calls import Phase
 from agents.dials import Dials
 from agents.inbox import Inbox
-from agents.messages import Channel, DialBegan, DialEnded, HungUp, Parked, Unreadable, read_channel, read_event, read_parked
+from agents.messages import (
+    Channel,
+    DialBegan,
+    DialEnded,
+    HungUp,
+    Parked,
+    Unreadable,
+    read_channel,
+    read_event,
+    read_parked,
+)
 from agents.mirror import Mirror, Redirect, Snapshot
 from callyard.records import CALLS, DIALS, REGISTRATIONS, TIMERS, RecordError, parse
 from callyard.settings import AmiSettings, KafkaSettings, NodeSettings, PolicySettings

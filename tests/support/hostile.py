@@ -164,7 +164,11 @@ def records(draw: st.DrawFn, topic: str) -> bytes:
 
 def frame(kind: str, body: bytes, length: bytes | None = None) -> bytes:
     """A frame as FreeSWITCH writes it; ``length`` instead of the body's own."""
-    return b"Content-Length: %b\nContent-Type: %b\n\n%b" % (b"%d" % len(body) if length is None else length, kind.encode(), body)
+    return b"Content-Length: %b\nContent-Type: %b\n\n%b" % (
+        b"%d" % len(body) if length is None else length,
+        kind.encode(),
+        body,
+    )
 
 
 def plain_event(**headers: str | bytes) -> bytes:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.record.util import calc_crc32c
 
 from callyard import clients, topics
 from callyard.records import Record
@@ -51,6 +52,41 @@ async def send_one(producer: AIOKafkaProducer, topic: str, key: str | bytes | No
         value.encode() if isinstance(value, Record) else value,
         key=key.encode() if isinstance(key, str) else key,
     )
+
+
+async def send_named(
+    settings: KafkaSettings, topic: str, partition: int, *records: tuple[bytes | None, bytes | None, Sequence[bytes]]
+) -> None:
+    """Deliver records (key, value, header names) as one batch whose header names are these bytes.
+
+    No client writes names that aren't UTF-8: they are put into the finished batch in the place of others as long.
+    """
+    stands_for: dict[bytes, bytes] = {}
+    async with clients.producer(settings, "test-names") as producer:
+        batch = producer.create_batch()
+        for key, value, names in records:
+            headers = []
+            for name in names:
+                placeholder = f"{len(stands_for):_>{len(name)}}"
+                stands_for[placeholder.encode() + b"\x02\xff"] = name + b"\x02\xff"  # with its value
+                headers.append((placeholder, b"\xff"))
+            assert batch.append(key=key, value=value, timestamp=None, headers=headers) is not None
+        build = batch._build
+
+        def put_in() -> bytearray:
+            built = bytearray(build())
+            for placeholder, name in stands_for.items():
+                assert built.count(placeholder) == 1
+                built[:] = built.replace(placeholder, name)
+            built[CRC_AT : CRC_AT + 4] = calc_crc32c(bytes(built[CRC_AT + 4 :])).to_bytes(4, "big")
+            return built
+
+        batch._build = put_in
+        await (await producer.send_batch(batch, topic, partition=partition))
+
+
+CRC_AT = 17
+"""Where the checksum of what follows it stands in a batch."""
 
 
 @asynccontextmanager
