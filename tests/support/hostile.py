@@ -117,7 +117,7 @@ EXAMPLES: Mapping[str, tuple[Record, ...]] = {
 
 
 def spoiled(record: Record, field: str, value: str, *, twice: bool = False) -> bytes:
-    """A record whose ``field`` has this raw JSON value; ``twice``: after the sound one, so that the name is repeated."""
+    """A record whose ``field`` has this raw JSON value; ``twice``: after the sound one, under the same name."""
     sound = json.loads(record.encode())
     pairs = [(name, json.dumps(sound[name])) for name in sound if twice or name != field]
     # A lone surrogate, as text, is what no encoder writes; the corpus has it escaped.
@@ -164,11 +164,8 @@ def records(draw: st.DrawFn, topic: str) -> bytes:
 
 def frame(kind: str, body: bytes, length: bytes | None = None) -> bytes:
     """A frame as FreeSWITCH writes it; ``length`` instead of the body's own."""
-    return b"Content-Length: %b\nContent-Type: %b\n\n%b" % (
-        b"%d" % len(body) if length is None else length,
-        kind.encode(),
-        body,
-    )
+    said = b"%d" % len(body) if length is None else length
+    return b"Content-Length: %b\nContent-Type: %b\n\n%b" % (said, kind.encode(), body)
 
 
 def plain_event(**headers: str | bytes) -> bytes:
