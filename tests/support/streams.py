@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord
 
 from callyard import processes
 from callyard.processes import Child
-from callyard.records import DIALS, JOURNAL, DialInstruction, EpochBegan, JournalEntry, digest, parse
+from callyard.records import DIALS, JOURNAL, EpochBegan, Instruction, JournalEntry, digest, parse
 from callyard.settings import KafkaSettings
 from callyard.topics import topics
 from tests.support import kafka
@@ -24,7 +24,7 @@ def stream_worker(settings: KafkaSettings, log: Path, **more: str) -> Child:
     return processes.worker("stream", environment=environment, log=log)
 
 
-async def instructions(settings: KafkaSettings, enough: int | None = None) -> list[DialInstruction]:
+async def instructions(settings: KafkaSettings, enough: int | None = None) -> list[Instruction]:
     """The instructions on the dials topic, repetitions included."""
     records = await kafka.read(settings, topics(settings).dials.name, enough=enough, timeout=60)
     return [parse(DIALS, record.value) for record in records]
@@ -100,7 +100,7 @@ async def check_journal(settings: KafkaSettings, inputs: int) -> list[JournalEnt
         elif isinstance(entry, JournalEntry) and record.value not in repeated:
             assert entry.epoch >= epochs.get(record.partition, 0), f"an older epoch spoke: {entry}"
         repeated.add(record.value)
-    said: dict[str, DialInstruction] = {}
+    said: dict[str, Instruction] = {}
     for instruction in await instructions(settings):
         first = said.setdefault(instruction.instruction_id, instruction)
         assert first == instruction, f"contradictory instructions: {first}, {instruction}"
