@@ -204,11 +204,15 @@ class Node(Sipp):
 
 @asynccontextmanager
 async def calling(
-    directory: Path, gateway: tuple[str, int], calls: Sequence[Call], *, name: str = "callers", rate: float = 10
-) -> AsyncIterator[Sipp]:
-    """Call a gateway (address and UDP port) with all ``calls``, ``rate`` new ones a second; hang up at the end."""
+    directory: Path, gateway: tuple[str, int], calls: Sequence[Call], *, name: str = "callers", rate: float = 10,
+    scenario: str | None = None,
+) -> AsyncIterator[Sipp]:  # fmt: skip
+    """Call a gateway (address and UDP port) with all ``calls``, ``rate`` new ones a second; hang up at the end.
+
+    ``scenario``: another one than ``caller.xml``, as text; what isn't UTF-8 in it stands as `surrogateescape` has it.
+    """
     lines = ["SEQUENTIAL", *(f"{call.number};{call.dials};{call.enters}" for call in calls)]
-    scenario = (SCENARIOS / "caller.xml").read_text(encoding="utf-8")
+    scenario = scenario or (SCENARIOS / "caller.xml").read_text(encoding="utf-8")
     _place(directory, {"caller.xml": scenario, f"{name}.csv": "\n".join(lines) + "\n"})
     callers = Sipp(directory, name, "udp", [
         f"{gateway[0]}:{gateway[1]}", "-sf", "{directory}/caller.xml", "-inf", f"{{directory}}/{name}.csv",
@@ -244,4 +248,4 @@ def _place(directory: Path, files: Mapping[str, str]) -> None:
     # Into the work directory: the package's own is not visible from another root.
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        (directory / name).write_text(content, encoding="utf-8")
+        (directory / name).write_text(content, encoding="utf-8", errors="surrogateescape")
