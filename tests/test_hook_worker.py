@@ -16,6 +16,7 @@ from callyard.parts.freeswitch import FreeSwitch
 from callyard.processes import free_port
 from callyard.records import ConferenceRegistered, RegistrationRecord, Source
 from callyard.settings import KafkaSettings
+from tests.support import hostile
 from tests.support import kafka as kafka_support
 from tests.support.hook import events, hook, read, registrations, running, words
 from tests.support.wait import until
@@ -192,6 +193,27 @@ async def test_what_cannot_be_read_is_set_aside_and_the_hook_goes_on(
     for part in ("unknown type 'log/data'", "not JSON", "Conference-Unique-ID ''", "this is no head line"):
         assert any(part in reason for reason in reasons), reasons
     assert {record.value[:2] for record in rejected} == {b"hi", b"{", b'{"', b"th"}
+
+
+@pytest.mark.parametrize("fmt", ["plain", "json"])
+async def test_hostile_frames_hold_up_nothing(
+    fmt: str, freeswitch: FreeSwitch, kafka_settings: KafkaSettings, tmp_path: Path
+) -> None:
+    settings = {"ESL_EVENT_FORMAT": fmt, "ESL_RECONNECT_MAX_SECONDS": "0.2"}
+    async with running(hook(kafka_settings, freeswitch.port, tmp_path / "log", **settings)) as child:
+        for frame in hostile.READABLE_FRAMES.values():
+            freeswitch.say(frame)
+        good = freeswitch.open("41111").instance
+        await registrations(kafka_settings, lambda seen: good in {record.instance_id for record in seen})
+        assert len(events(child, "following FreeSWITCH")) == 1, "all of it on one connection"
+        for number, frame in enumerate(hostile.BREAKING_FRAMES.values(), start=2):
+            freeswitch.say(frame + b"\n\n")
+            await until(lambda number=number: len(events(child, "following FreeSWITCH")) == number)  # type: ignore[misc]
+        last = freeswitch.open("42222").instance
+        found = await registrations(kafka_settings, lambda seen: last in {record.instance_id for record in seen})
+        assert child.running
+    assert {record.conference for record in found} == {"49123", "41111", "42222"}
+    assert not [record for record in found if record.instance_id in (good, last) and words(record)[0] == "-"]
 
 
 async def test_no_freeswitch_at_the_start(kafka_settings: KafkaSettings, tmp_path: Path) -> None:

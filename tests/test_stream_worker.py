@@ -21,6 +21,7 @@ from callyard.processes import Child, free_port
 from callyard.settings import KafkaSettings
 from callyard.topics import topics
 from tests.conftest import unique_settings
+from tests.support import hostile
 from tests.support import kafka as on_kafka
 from tests.support.events import connected, parked, registered, unregistered
 from tests.support.streams import check_journal, decisions, follower, instructions, journal, stream_worker
@@ -105,6 +106,46 @@ async def test_rubbish_on_the_inputs_is_set_aside_and_nothing_stops(
     assert sum("not JSON" in reason for reason in reasons) == 3
     assert sum("upgrade this program" in reason for reason in reasons) == 3
     assert sum(record.value == b"\xff\xfenonsense" for record in rejected) == 3, "as they came"
+
+
+@pytest.mark.timeout(120)
+async def test_hostile_records_on_the_inputs_are_decided_or_set_aside(
+    kafka_settings: KafkaSettings, tmp_path: Path
+) -> None:
+    names = topics(kafka_settings)
+    worker = stream_worker(kafka_settings, tmp_path / "stream.log")
+    async with running(worker):
+        for topic, name in (("registrations", names.registrations), ("calls", names.calls), ("timers", names.timers)):
+            # Megabytes once, not for each field: what is tried here is the worker, not the disk.
+            short = [value for _, value in hostile.spoiled_records(topic) if len(value) < hostile.MEGABYTE // 2]
+            rubbish: list[tuple[bytes | None, bytes]] = [(b"49123", value) for value in [*short, b'"' * 900_000]]
+            rubbish += [(key, b"{}") for key in hostile.BYTES.values() if len(key) < hostile.MEGABYTE // 2]
+            await on_kafka.send(kafka_settings, name.name, *rubbish)
+        await on_kafka.send(kafka_settings, names.calls.name, ("40001", parked("good", conference="40001")))
+        await on_kafka.send(kafka_settings, names.registrations.name, ("40001", registered(conference="40001")))
+        await on_kafka.read(
+            kafka_settings, names.dials.name, enough=lambda found: any(b'"gw-1/good"' in r.value for r in found),
+            timeout=60,
+        )  # fmt: skip
+        assert await until(
+            lambda: _all_accounted_for(kafka_settings), timeout=60, what="each input decided or set aside"
+        )
+        assert worker.running
+
+
+async def _all_accounted_for(settings: KafkaSettings) -> bool:
+    """Whether each record on the inputs is a decision in the journal or set aside; fails where one is both."""
+    names = topics(settings)
+    inputs = [topic.name for topic in names.inputs]
+    there = {(r.topic, r.partition, r.offset) for r in await on_kafka.read(settings, *inputs)}
+    decided = {(e.position.topic, e.position.partition, e.position.offset) for e in decisions(await journal(settings))}
+    aside = set()
+    for record in await on_kafka.read(settings, names.rejected.name):
+        at, _, offset = dict(record.headers)["callyard-position"].decode().partition("@")
+        topic, _, partition = at.rpartition("-")
+        aside.add((topic, int(partition), int(offset)))
+    assert not decided & aside
+    return len(aside) > 100 and there <= decided | aside
 
 
 async def test_so_much_rubbish_that_it_fills_groups_stops_nothing(
