@@ -80,6 +80,8 @@ VALUES: Mapping[str, str] = {
     "one as a fraction": "1.0",
     "negative": "-1",
     "zero": "0",
+    "beyond what a gateway reports": "100001",
+    "the largest": str(2**53 - 1),
     "beyond 53 bits": str(2**53),
     "beyond 63 bits": str(2**63),
     "beyond 64 bits": str(2**64),
