@@ -52,6 +52,7 @@ async def all_decided(settings: KafkaSettings, inputs: int) -> None:
 async def test_source_records_that_could_flow_before_the_seek_are_not_lost(
     kafka_settings: KafkaSettings, tmp_path: Path
 ) -> None:
+    # Two answers stand against it: the flow is stopped, and the seek goes to what was applied. Without both, this fails.
     inputs = await send_callers(kafka_settings, "a", 1000)
     for number in range(2):
         worker = patched_worker(kafka_settings, tmp_path / f"{number}.log", "slow-seek:0.2")
@@ -74,7 +75,8 @@ async def test_an_exception_in_the_agent_ends_the_process_and_loses_nothing(
     kafka_settings: KafkaSettings, tmp_path: Path
 ) -> None:
     inputs = await send_callers(kafka_settings, "a", 20)
-    worker = patched_worker(kafka_settings, tmp_path / "raising.log", "raise:5")
+    # At the last one, after which nothing comes that would show the gap.
+    worker = patched_worker(kafka_settings, tmp_path / "raising.log", f"raise:{inputs}")
     worker.start()
     assert await asyncio.wait_for(worker.wait(), 60) == ENDED_BY_ITSELF
     assert "raised by the test" in worker.tail(100)
