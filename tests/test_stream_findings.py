@@ -52,7 +52,7 @@ async def all_decided(settings: KafkaSettings, inputs: int) -> None:
 async def test_source_records_that_could_flow_before_the_seek_are_not_lost(
     kafka_settings: KafkaSettings, tmp_path: Path
 ) -> None:
-    # Two answers stand against it: the flow is stopped, and the seek goes to what was applied. Without both, this fails.
+    # Two answers stand against it: the flow is stopped, and the seek goes to what was applied. Without both it fails.
     inputs = await send_callers(kafka_settings, "a", 1000)
     for number in range(2):
         worker = patched_worker(kafka_settings, tmp_path / f"{number}.log", "slow-seek:0.2")
