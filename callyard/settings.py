@@ -304,7 +304,11 @@ class AsteriskSettings(Group):
     most_digits: int = Field(11, ge=5, le=11, description="Most digits of a conference number.")
     tries: int = Field(3, ge=1, le=20, description="Times that a caller is asked for the conference number.")
     digit_seconds: int = Field(10, ge=1, le=60, description="Seconds to wait for the first, and for each next, digit.")
-    lot_size: int = Field(1000, ge=1, le=100_000, description="Most callers that wait at the same time.")
+    lot_size: int = Field(
+        1000, ge=1, le=100_000,
+        description="Most callers that wait at the same time. When a conference ends, those who talked in it wait, too:"
+        " not less than the calls that the trunk allows.",
+    )  # fmt: skip
     longest_wait_seconds: int = Field(
         3600, ge=1, le=86400, description="Seconds that a caller waits for one conference before being told to give up."
     )
@@ -313,8 +317,8 @@ class AsteriskSettings(Group):
     )
     follow_ended_seconds: int = Field(
         60, ge=0, le=86400,
-        description="Seconds that a caller whose conference has ended waits for it to begin again, on whatever node; 0:"
-        " the call ends with it.",
+        description="Seconds that a caller whose conference has ended waits for it to begin again, on whatever node;"
+        " 30 or more, so that the stream can tell who was removed; 0: the call ends with it.",
     )  # fmt: skip
     follow_lost_seconds: int = Field(
         600, ge=0, le=86400,
@@ -440,7 +444,12 @@ class PolicySettings(Group):
     kick_seconds: float = Field(
         5, ge=0, le=60,
         description="Seconds after a node has hung up as usual: if the registration ends within them, the meeting is"
-        " over and the caller follows it; if not, the caller was removed and isn't put back in.",
+        " over and the caller follows it; if it is renewed after them, the caller was removed and isn't put back in.",
+    )  # fmt: skip
+    short_talk_seconds: float = Field(
+        60, ge=0, le=3600,
+        description="A talk that was lost before it was as long isn't put through again at once, but after a pause as"
+        " after a failed dial; more than the time without audio after which a node counts as lost.",
     )  # fmt: skip
     backoff_seconds: float = Field(
         1, gt=0, le=60, description="Seconds before a failed dial is tried again; doubles with each failure."

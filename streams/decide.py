@@ -89,10 +89,13 @@ def _registered(draft: Draft, event: ConferenceRegistered) -> tuple[str, str]:
             serial=serial,
             since_ms=draft.now,
             until_ms=until,
+            renewed_ms=draft.now,
         )
         return step.value, f"the conference runs on node {event.node_id}"
+    # What comes back is tried at once, as what is new: it failed before it was lost, if ever.
+    serial = draft.desk.row.version + 1 if step is RegistrationStep.REVIVE else row.serial
     draft.registrations[key] = dataclasses.replace(
-        row, state=RegistrationState.LIVE, until_ms=until, sip_uri=event.sip_uri
+        row, state=RegistrationState.LIVE, until_ms=until, sip_uri=event.sip_uri, serial=serial, renewed_ms=draft.now
     )
     if step is RegistrationStep.REVIVE:
         return step.value, f"node {event.node_id} vouches for the conference again"
@@ -203,7 +206,8 @@ def _compare_attempts(step: Step, row: StayRow, event: CallRecord) -> Step:
     if step is Step.START and isinstance(event, DialStarted) and event.attempt < row.attempt:
         return Step.STALE
     if step is Step.FAIL and isinstance(event, DialFailed):
-        if event.attempt < row.attempt:
+        torn = row.state is StayState.CONNECTED and event.attempt >= row.talk
+        if event.attempt < row.attempt and not torn:
             return Step.STALE
         if event.attempt == row.attempt and row.state is StayState.PARKED:
             return Step.DUPLICATE
@@ -238,9 +242,14 @@ def _new_stay(draft: Draft, event: CallRecord, old: StayRow | None) -> StayRow:
 
 
 def _held(draft: Draft, stay: StayRow, old: StayRow | None) -> StayRow:
-    """The stay after a talk that the node ended as usual: whether its conference goes on is yet to be seen."""
-    live = draft.live()
-    anchor = old.target if old is not None and old.target is not None else live[0].key if live else None
+    """The stay after a talk that the node ended as usual: whether its conference goes on is yet to be seen.
+
+    Where the talk was may be unknown (the desk heard of it late): then the newest registration that is as old as the
+    talk is taken for it, and none where there is none. Who is put back in by mistake was lost by none.
+    """
+    if old is None:
+        return stay
+    anchor = old.target or next((row.key for row in draft.live() if row.since_ms <= old.connected_ms), None)
     held = dataclasses.replace(stay, anchor=anchor, held_ms=draft.now + draft.policy.kick_ms)
     return held if draft.outlived(held) else stay
 
@@ -248,7 +257,7 @@ def _held(draft: Draft, stay: StayRow, old: StayRow | None) -> StayRow:
 def _lost(draft: Draft, stay: StayRow, old: StayRow) -> StayRow:
     """The stay after a talk that failed: at once again, unless such talks are short and one follows the other."""
     policy = draft.policy
-    if not old.connected_ms or draft.now - old.connected_ms >= policy.backoff_max_ms:
+    if not old.connected_ms or draft.now - old.connected_ms >= policy.short_talk_ms:
         return stay
     losses = old.losses + 1
     return dataclasses.replace(
@@ -257,6 +266,8 @@ def _lost(draft: Draft, stay: StayRow, old: StayRow) -> StayRow:
         tried=old.tried,
         losses=losses,
         failures=losses,
+        misses=losses,
+        told=old.told,
         retry_ms=draft.now + policy.backoff_after(losses),
     )
 
@@ -276,7 +287,7 @@ def _as_told(draft: Draft, row: StayRow, event: CallRecord) -> StayRow:
         state, attempt = StayState.DIALING, event.attempt
     elif isinstance(event, CallerConnected):
         state, attempt = StayState.CONNECTED, event.attempt
-    attempt = max(row.attempt, attempt)
+    told, attempt = attempt, max(row.attempt, attempt)
     if state is StayState.DIALING:
         same = row.state is StayState.DIALING and row.attempt == attempt
         deadline = row.deadline_ms if same else draft.now + draft.policy.instruction_deadline_ms
@@ -288,13 +299,18 @@ def _as_told(draft: Draft, row: StayRow, event: CallRecord) -> StayRow:
             retry_ms=0,
             notice=row.notice if same else None,
         )
+    # A pause that the stay has begun with, after a talk that was lost, is not over because its gateway renews it.
+    retry = row.retry_ms if state is row.state is StayState.PARKED else 0
     fresh = row.state in (StayState.PARKED, StayState.DIALING)
-    row = dataclasses.replace(row, state=state, attempt=attempt, deadline_ms=0, retry_ms=0, notice=None)
+    row = dataclasses.replace(row, state=state, attempt=attempt, deadline_ms=0, retry_ms=retry, notice=None)
     if state is StayState.CONNECTED:
-        # Connected by an earlier attempt than the last one instructed: to where is not known.
-        known = isinstance(event, CallerConnected | CallAlive) and event.attempt >= attempt
-        began = row.connected_ms if row.connected_ms and not fresh else draft.now
-        return dataclasses.replace(row, connected_ms=began, target=row.target if known else None)
+        return dataclasses.replace(
+            row,
+            connected_ms=row.connected_ms if row.connected_ms and not fresh else draft.now,
+            talk=told,
+            # By an attempt before those to the present target: to where is not known.
+            target=row.target if told >= row.target_from else None,
+        )
     return row
 
 
@@ -308,18 +324,23 @@ _HOPELESS = frozenset({FailureReason.REFUSED, FailureReason.BAD_INSTRUCTION})
 """Trying the same again soon can't help; a new registration can."""
 
 
-_NOT_THE_NODE = frozenset({FailureReason.NOT_FOUND, FailureReason.NOT_PARKED, FailureReason.TOLD})
-"""No sign that a conference which runs can't be reached: where it isn't found, it may have ended or just begun."""
-
-
 def _failed(draft: Draft, row: StayRow, reason: FailureReason, attempt: int) -> StayRow:
+    """The stay after a failed dial.
+
+    ``misses`` count what speaks against the node. Where the conference isn't found it has ended, or has just begun; a
+    gateway that couldn't redirect says nothing of the node.
+    """
     policy = draft.policy
     failed = dataclasses.replace(
         row, state=StayState.PARKED, attempt=max(row.attempt, attempt), deadline_ms=0, notice=None
     )
     if reason is FailureReason.TOLD:
         return dataclasses.replace(failed, told=True, retry_ms=draft.now + policy.backoff_max_ms)
-    failures, misses = row.failures + 1, row.misses + (reason not in _NOT_THE_NODE)
+    failures, misses = row.failures + 1, row.misses + 1
+    if reason is FailureReason.NOT_FOUND:
+        misses = 0
+    elif reason is FailureReason.NOT_PARKED:
+        misses = row.misses
     if reason in _HOPELESS:
         failures, misses = max(failures, policy.attempts), max(misses, policy.attempts)
     wait = policy.backoff_after(failures)
@@ -339,7 +360,7 @@ def _leave(draft: Draft, event: CallRecord, row: StayRow | None) -> str:
         until_ms=draft.now + draft.policy.ended_retention_ms,
         deadline_ms=0,
         retry_ms=0,
-        held_ms=0,
+        held_ms=row.held_ms if row is not None and gone else 0,
         notice=None,
     )
     return "the gateway no longer knows the call" if gone else f"the stay is over: {event.reason.value}"
@@ -392,7 +413,6 @@ def _stay_due(draft: Draft, row: StayRow) -> str:
             until_ms=draft.now + draft.policy.ended_retention_ms,
             deadline_ms=0,
             retry_ms=0,
-            held_ms=0,
             notice=None,
         )
         return "calls lapsed"
@@ -404,9 +424,20 @@ def _stay_due(draft: Draft, row: StayRow) -> str:
         return "instructions without an outcome"
     retry = row.retry_ms if row.retry_ms > draft.now else 0
     if 0 < row.held_ms <= draft.now:
-        # What is decided now holds: a registration that comes back later finds a caller who waits.
-        anchor = row.anchor if draft.outlived(row) else None
-        draft.stays[row.key] = dataclasses.replace(row, retry_ms=retry, held_ms=0, anchor=anchor)
-        return "callers removed" if anchor else "callers whose conference is over"
+        return _hold_due(draft, dataclasses.replace(row, retry_ms=retry))
     draft.stays[row.key] = dataclasses.replace(row, retry_ms=retry)
     return "retries due"
+
+
+def _hold_due(draft: Draft, row: StayRow) -> str:
+    """Whether the conference of the talk before this stay has gone on; what is decided now holds."""
+    lives = draft.outlived(row)
+    if lives is None:
+        draft.stays[row.key] = dataclasses.replace(row, held_ms=0, anchor=None)
+        return "callers whose conference is over"
+    if lives.renewed_ms < row.since_ms + draft.policy.kick_ms:
+        # Its node has said nothing since: a hook that is away would make every end look like a removal.
+        draft.stays[row.key] = dataclasses.replace(row, held_ms=draft.now + max(draft.policy.kick_ms, 1_000))
+        return "callers held on"
+    draft.stays[row.key] = dataclasses.replace(row, held_ms=0)
+    return "callers removed"

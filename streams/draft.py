@@ -48,14 +48,14 @@ class Draft:
         """The live registrations, the newest first, the draft's changes included."""
         return newest_first({**self.desk.live, **self.registrations}.values(), self.now)
 
-    def outlived(self, stay: StayRow) -> bool:
-        """Whether the registration of the talk before this stay has lived on since: then the caller was removed."""
+    def outlived(self, stay: StayRow) -> RegistrationRow | None:
+        """The registration of the talk before this stay, if it has lived on since: then the caller was removed."""
         if stay.anchor is None:
-            return False
+            return None
         row = self.registrations.get(stay.anchor) or self.desk.registrations.get(stay.anchor)
         if row is None or row.state is not RegistrationState.LIVE or row.until_ms <= self.now:
-            return False
-        return row.down_ms < stay.since_ms
+            return None
+        return row if row.down_ms < stay.since_ms else None
 
     # --- what has to be true ----------------------------------------------------------------------------------------
 
@@ -85,9 +85,11 @@ class Draft:
         # Callers that this very decision returned to parked aren't in the desk's index yet.
         waiting += [stay for stay in self.stays.values() if (stay.since_ms, stay.key) not in self.desk.parked]
         found = [(stay, due) for stay in waiting if (due := self._due_for(stay, live)) is not None]
-        for stay, due in found[: self.policy.fan_out]:
+        # What else this decision has changed counts as well.
+        room = max(1, self.policy.fan_out - len(self.stays.keys() - {stay.key for stay, _ in found}))
+        for stay, due in found[:room]:
             self._instruct(stay, due)
-        if len(found) > self.policy.fan_out:
+        if len(found) > room:
             self.overflow = True
 
     def _due_for(self, stay: StayRow, live: list[RegistrationRow]) -> RegistrationRow | Notice | None:
@@ -95,7 +97,8 @@ class Draft:
         if stay.state is not StayState.PARKED or stay.until_ms <= self.now:
             return None
         if self.outlived(stay):
-            return None if stay.held_ms > self.now or stay.retry_ms > self.now else Notice.REMOVED
+            # Only a timer ends the hold: it waits until all that was said of the registration has been read.
+            return None if stay.held_ms or stay.retry_ms > self.now else Notice.REMOVED
         return self._turn_of(stay, live)
 
     def _turn_of(self, stay: StayRow, live: list[RegistrationRow]) -> RegistrationRow | Notice | None:
@@ -118,7 +121,7 @@ class Draft:
 
     def _is_exhausted(self, stay: StayRow) -> bool:
         # Only dials that failed at nodes: a gateway that is silent for a while must not end its callers' waiting.
-        return not stay.told and stay.failures >= self.policy.attempts and stay.misses >= self.policy.attempts
+        return not stay.told and stay.misses >= self.policy.attempts
 
     def _instruct(self, stay: StayRow, due: RegistrationRow | Notice) -> None:
         if isinstance(due, Notice):
@@ -128,12 +131,13 @@ class Draft:
 
     def _dial(self, stay: StayRow, target: RegistrationRow) -> None:
         deadline = self.now + self.policy.instruction_deadline_ms
-        newer = target.serial > stay.tried
+        again = stay.target == target.key and target.serial <= stay.tried
         self.stays[stay.key] = dataclasses.replace(
             _under_way(stay, deadline),
             target=target.key,
-            failures=stay.failures if stay.target == target.key else 0,
-            misses=0 if newer else stay.misses,
+            target_from=stay.target_from if stay.target == target.key else stay.attempt + 1,
+            failures=stay.failures if again else 0,
+            misses=stay.misses if again else 0,
             tried=max(stay.tried, target.serial),
             anchor=None,
             held_ms=0,

@@ -28,6 +28,7 @@ class Policy:
     """``wait`` or ``end``: what a caller does who was told that the conference can't be reached."""
     tell_deadline_ms: int
     kick_ms: int
+    short_talk_ms: int
     ended_retention_ms: int
     stub_retention_ms: int
     fan_out: int
@@ -50,6 +51,7 @@ class Policy:
             after_attempts=settings.after_attempts,
             tell_deadline_ms=ms(settings.tell_deadline_seconds),
             kick_ms=ms(settings.kick_seconds),
+            short_talk_ms=ms(settings.short_talk_seconds),
             ended_retention_ms=ms(settings.ended_retention_seconds),
             stub_retention_ms=ms(settings.stub_retention_seconds),
             fan_out=settings.fan_out,

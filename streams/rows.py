@@ -55,10 +55,12 @@ class RegistrationRow:
     sip_uri: str
     state: RegistrationState
     serial: int
-    """The desk's version at which it was first registered: the greater, the newer."""
+    """The desk's version at which it was registered, or last came back: the greater, the newer."""
     since_ms: int
     until_ms: int
     """End of its lease; of a registration that isn't live: when it may be forgotten."""
+    renewed_ms: int = 0
+    """When its node last vouched for it."""
     down_ms: int = 0
     """When it last ceased to be live (0: never)."""
 
@@ -88,6 +90,10 @@ class StayRow:
     """Number of the last attempt instructed (0: none yet); never gets smaller within a stay."""
     target: str | None = None
     """Key of the registration of that attempt."""
+    target_from: int = 0
+    """The first attempt of those in a row to ``target``."""
+    talk: int = 0
+    """The attempt that brought the caller into the conference, of the last talk."""
     deadline_ms: int = 0
     """While dialling: when an outcome is overdue."""
     retry_ms: int = 0
@@ -95,7 +101,7 @@ class StayRow:
     failures: int = 0
     """Failed dials in a row to ``target``."""
     misses: int = 0
-    """Of all dials since the newest registration came, or since the caller was told: those that failed at a node."""
+    """Dials to ``target`` in a row that failed at the node: after ``Policy.attempts`` the caller may be told."""
     notice: Notice | None = None
     """What the present attempt tells the caller; None: it is a dial."""
     told: bool = False
@@ -105,7 +111,7 @@ class StayRow:
     anchor: str | None = None
     """Key of the registration whose node ended the talk before this stay: not dialled as long as that one lives."""
     held_ms: int = 0
-    """When it is decided whether ``anchor`` outlived that talk (0: it is, or there is no question)."""
+    """When it is looked at whether ``anchor`` outlived that talk (0: it did, or there is no question)."""
     connected_ms: int = 0
     """When the caller came into the conference, for the last time."""
     losses: int = 0
@@ -158,22 +164,29 @@ def encode(row: Row) -> bytes:
 def decode(kind: str, value: bytes) -> Row:
     """A row of this kind (``d``, ``r``, ``s``) from its value.
 
-    Raises `ValueError`, `KeyError` or `TypeError` for anything that `encode` did not write.
+    Fields of a newer version are left out. Raises `ValueError`, `KeyError` or `TypeError` for anything that no `encode`
+    wrote.
     """
     fields: dict[str, Any] = orjson.loads(value)
     if kind == "r":
         fields["source"] = Source(fields["source"])
         fields["state"] = RegistrationState(fields["state"])
-        return RegistrationRow(**fields)
+        return RegistrationRow(**_known(RegistrationRow, fields))
     if kind == "s":
         fields["caller_form"] = CallerForm(fields["caller_form"])
         fields["state"] = StayState(fields["state"])
         if fields.get("notice") is not None:
             fields["notice"] = Notice(fields["notice"])
-        return StayRow(**fields)
+        return StayRow(**_known(StayRow, fields))
     if kind == "d":
-        return DeskRow(**fields)
+        return DeskRow(**_known(DeskRow, fields))
     raise ValueError(f"row kind {kind!r} is none of d, r, s")
+
+
+def _known(row: type[Row], fields: dict[str, Any]) -> dict[str, Any]:
+    # What a newer version has added is left out, so that one may go back a version.
+    names = {field.name for field in dataclasses.fields(row)}
+    return {name: value for name, value in fields.items() if name in names}
 
 
 def desk_key(partition: int, conference: str) -> bytes:

@@ -34,6 +34,7 @@ async def brief(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clust
         "KICK_SECONDS": str(KICK_SECONDS),
     }
     environment = {f"CALLYARD_POLICY_{name}": value for name, value in policy.items()}
+    environment["CALLYARD_NODE_RENEW_SECONDS"] = "1"
     async with cluster.running(
         tmp_path_factory.mktemp("brief"), partitions=4, environment=environment, prompt_removed="beep",
         prompt_unreachable="beep",

@@ -38,7 +38,8 @@ RENEW_REGISTRATION_MS = 10_000
 RENEW_CALL_MS = 60_000
 NOT_FOUND = Failure(FailureReason.NOT_FOUND, 1, 404)
 TOLD = Failure(FailureReason.TOLD)
-WAITS = frozenset({ChannelState.PARKED})
+TORN = frozenset({ChannelState.DIALING, ChannelState.CONNECTED, ChannelState.TELLING})
+REDIRECTED = Failure(FailureReason.OTHER)
 ENDS = frozenset({ChannelState.GIVEN_UP, ChannelState.REMOVED})
 
 
@@ -56,6 +57,8 @@ class Caller:
     """The node that is dialled or talked to."""
     redirect: Instruction | None = None
     """Queued in Asterisk, not consumed yet."""
+    sure: bool = False
+    """It was written by an agent that had seen all that had happened until then."""
     kicked_ms: int | None = None
 
     @property
@@ -226,9 +229,15 @@ class World:
             self.hang_up(caller)
 
     def _consume(self, caller: Caller, wanted: Instruction) -> None:
-        if wanted.stay != caller.stay or wanted.attempt <= caller.mark or caller.state not in WAITS:
-            if caller.state in (ChannelState.CONNECTED, ChannelState.DIALING):
-                self.faults.append(f"a redirect tore {caller} out of its dial or talk: {wanted}")
+        if caller.state in TORN and caller.sure:
+            self.faults.append(f"a redirect tore {caller} out of its dial or talk: {wanted}")
+        if wanted.stay != caller.stay or wanted.attempt <= caller.mark:
+            if caller.state in TORN:
+                # As callyard-stale in the dialplan has it.
+                caller.failure = TOLD if caller.state is ChannelState.TELLING else REDIRECTED
+                caller.state, caller.node = ChannelState.PARKED, None
+            if caller.state is ChannelState.PARKED:
+                self.events.append(caller.parked)
             return
         caller.mark, caller.failure = wanted.attempt, None
         if isinstance(wanted, TellInstruction):
@@ -300,7 +309,7 @@ class World:
         caller = self.callers.get(self.mirror.reports.uniqueid(instruction.call_id))
         if caller is not None and caller.redirect is None:
             # A second redirect before the first is consumed is dropped by Asterisk without a word.
-            caller.redirect = instruction
+            caller.redirect, caller.sure = instruction, not self.events
 
     # --- time
 
