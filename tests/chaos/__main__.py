@@ -40,8 +40,8 @@ def command(
 ) -> None:  # fmt: skip
     """Kill, freeze and cut everything while callers come and go; then compare what was seen with the journal.
 
-    A full run takes some 14 minutes on real parts (Kafka, Asterisk, SIPp). Exit status 1 when a caller was lost, dialled
-    twice at once or led wrong, or when the journal contradicts itself or the table. See docs/chaos.md.
+    A full run takes some 15 minutes on real parts (Kafka, Asterisk, SIPp). Exit status 1 when a caller was lost,
+    dialled twice at once or led wrong, or when the journal contradicts itself or the table. See docs/chaos.md.
     """
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     console = Console(soft_wrap=True, highlight=False)

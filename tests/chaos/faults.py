@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Injector:
     async def run(self, faults: Sequence[Fault]) -> None:
         """Inject all of them, each at its time or once its target is free; returns when the last one is over."""
         began = time.monotonic()
-        tasks = []
+        tasks: list[asyncio.Task[None]] = []
         try:
             for fault in faults:
                 await asyncio.sleep(max(0.0, began + fault.at - time.monotonic()))
@@ -111,9 +112,9 @@ async def _freeze(keeper: Keeper, seconds: float) -> None:
 
 
 async def _disturb(proxy: Proxy, fault: Fault) -> int:
-    waited_until = time.monotonic() + CONNECTION_SECONDS
-    while not (connections := proxy.connections) and time.monotonic() < waited_until:
-        await asyncio.sleep(0.02)
+    with contextlib.suppress(asyncio.TimeoutError):  # then it happens to connections to come
+        await asyncio.wait_for(proxy.in_use(), CONNECTION_SECONDS)
+    connections = proxy.connections
     if fault.kind in {Kind.CUT_AMI, Kind.CUT_ESL}:
         proxy.cut()
         return connections

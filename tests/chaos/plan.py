@@ -14,8 +14,11 @@ FIRST_NUMBER = 5_000_000
 """Seven digits: a number of which one is lost on the way is no other meeting's."""
 WAVE_SECONDS = 4.0
 """Callers who come within so many seconds are one SIPp."""
-REMAIN_SECONDS = 25.0
+REMAIN_SECONDS = 40.0
 """After the last close of a meeting its callers hang up within this time."""
+
+LENGTH_SECONDS = 90.0
+"""From the first caller of a meeting to about its last close."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,9 @@ class Plan:
 
 def plan(seed: int, callers: int, seconds: float, nodes: int, a_meeting: int = 8) -> Plan:
     """So many callers in meetings spread over so many seconds, ``a_meeting`` callers in each on average."""
-    chance = random.Random(f"plan {seed}")  # noqa: S311 - a plan, not a secret
+    chance = random.Random(f"plan {seed}")
     count = max(1, callers // a_meeting)
-    length = min(70.0, 0.6 * seconds)
+    length = min(LENGTH_SECONDS, 0.6 * seconds)
     meetings = []
     for number in range(count):
         begins = (number + chance.random()) * max(1.0, seconds - 0.4 * length) / count
@@ -100,7 +103,7 @@ def _caller(
     closes = meeting.sessions[-1].closes if meeting.sessions else None
     hangs_up: float | None = None
     if chance.random() < 0.4:
-        hangs_up = comes + 3 + chance.expovariate(3 / length)
+        hangs_up = comes + 3 + chance.expovariate(2 / length)
     elif closes is not None:
         hangs_up = max(closes, comes) + chance.uniform(0.3, 1) * REMAIN_SECONDS
     if hangs_up is not None and hangs_up > seconds:

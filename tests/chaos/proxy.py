@@ -2,8 +2,8 @@
 
 What the modes stand for: ``drop`` is a firewall that forgot the connection (bytes vanish, nobody is told; connections
 that lost bytes are reset when the mode ends, because no TCP goes on after a gap); ``hold`` is a cut cable (nothing
-arrives, and when it is mended TCP delivers all of it, late); ``delay`` is a far network; ``split`` is what TCP may always
-do. Each direction keeps its order in every mode.
+arrives, and when it is mended TCP delivers all of it, late); ``delay`` is a far network; ``split`` is what TCP may
+always do. Each direction keeps its order in every mode.
 """
 
 from __future__ import annotations
@@ -73,10 +73,11 @@ class Proxy:
 
     def __init__(self, target: Callable[[], int], seed: int = 0) -> None:
         self._target = target
-        self._random = random.Random(seed)  # noqa: S311 - sizes of pieces
+        self._random = random.Random(seed)
         self._state = State()
         self._changed = asyncio.Event()
         self._connections: set[_Connection] = set()
+        self._in_use = asyncio.Event()
         self._serving: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self.port = 0
@@ -90,6 +91,10 @@ class Proxy:
     def connections(self) -> int:
         """Connections that are open now."""
         return len(self._connections)
+
+    async def in_use(self) -> None:
+        """Wait until there is a connection."""
+        await self._in_use.wait()
 
     async def start(self) -> None:
         """Listen on a free port."""
@@ -131,6 +136,7 @@ class Proxy:
         self._serving.add(task)
         connection = _Connection(writer)
         self._connections.add(connection)
+        self._in_use.set()
         self.accepted += 1
         try:
             if not self._state.refuse:
@@ -143,6 +149,8 @@ class Proxy:
                 pump.cancel()
             await asyncio.gather(*connection.tasks, return_exceptions=True)
             self._connections.discard(connection)
+            if not self._connections:
+                self._in_use.clear()
             self._serving.discard(task)
 
     async def _serve(

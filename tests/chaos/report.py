@@ -26,7 +26,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "seconds": round(result.seconds, 1),
         "mean_seconds": result.run.mean_seconds,
         "nodes": result.run.nodes,
-        **{name: value for name, value in _counts(result).items()},
+        **_counts(result),
         "faults_by_kind": _by_kind(result),
         "faults_without_a_connection": _idle(result),
         "ended_by_themselves": dict(result.ended_alone),

@@ -8,6 +8,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from tests.chaos import gather, site
 from tests.chaos.facts import Facts
@@ -33,10 +34,10 @@ class Run:
     nodes: int = 3
 
     @classmethod
-    def of(cls, seed: int, each: int, only: frozenset[Kind] = frozenset(), **more: float) -> Run:
-        """``each`` faults of each usual kind, or of these kinds ``only``."""
-        run = cls(seed, {kind: each for kind in only or USUAL})
-        return dataclasses.replace(run, **{name: value for name, value in more.items() if value})
+    def of(cls, seed: int, each: int, only: frozenset[Kind] = frozenset(), **more: Any) -> Run:
+        """``each`` faults of each usual kind, or of these kinds ``only``; ``more``: other fields."""
+        run = cls(seed, dict.fromkeys(only or USUAL, each))
+        return dataclasses.replace(run, **more)
 
     @property
     def faults(self) -> tuple[Fault, ...]:
@@ -70,7 +71,9 @@ async def execute(run: Run, directory: Path, say: Say) -> Result:
     (directory / "schedule.jsonl").write_bytes(as_json(run.faults))
     intended = plan(run.seed, run.callers, run.seconds, run.nodes)
     async with site.running(directory, run.nodes, run.seed) as there, contextlib.AsyncExitStack() as callers:
-        say(f"all runs: {len(there.keepers)} workers, {run.nodes} nodes; {len(run.faults)} faults in {run.seconds:.0f} s")
+        say(
+            f"all runs, {len(there.keepers)} workers, {run.nodes} nodes; {len(run.faults)} faults in {run.seconds:.0f} s"
+        )
         seen = await callers.enter_async_context(gather.dials(there.gateway.ami))
         load, injector = Load(there, intended, callers), Injector(there)
         working = asyncio.create_task(load.run(), name="load")

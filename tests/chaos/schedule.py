@@ -41,7 +41,7 @@ class Kind(str, Enum):
 
 
 OUTSIDE = frozenset({Kind.HOLD_STREAM})
-"""Kinds of a limit that is known (docs/limits.md, "Left over from what cannot be done"): only where they are asked for."""
+"""Kinds that only happen where they are asked for: they show a known limit (docs/limits.md, the last one)."""
 USUAL = tuple(kind for kind in Kind if kind not in OUTSIDE)
 
 _LENGTHS: Mapping[Kind, tuple[float, float]] = {
@@ -83,7 +83,7 @@ class Fault:
     @property
     def lane(self) -> str:
         """What it happens to: faults of one lane never overlap."""
-        verb, what = self.kind.value.split("-")
+        what = self.kind.value.split("-")[1]
         if self.kind in {Kind.CUT_STREAM, Kind.HOLD_STREAM, Kind.CUT_AGENT}:
             return f"kafka-{what}-{self.target + 1}"
         return "broker" if what == "broker" else f"{what}-{self.target + 1}"
@@ -94,7 +94,7 @@ def schedule(seed: int, counts: Mapping[Kind, int], mean_seconds: float, nodes: 
 
     The pauses between faults are exponential but for the longest, so that bursts happen and silence doesn't.
     """
-    chance = random.Random(f"schedule {seed}")  # noqa: S311 - a schedule, not a secret
+    chance = random.Random(f"schedule {seed}")
     kinds = [kind for kind in Kind for _ in range(counts.get(kind, 0))]
     chance.shuffle(kinds)
     faults, at = [], 0.0

@@ -20,7 +20,7 @@ from callyard.errors import CommandError
 from callyard.kafka import embedded
 from callyard.parts import asterisk, freeswitch, sipp
 from callyard.parts.cluster import agent_environment, hook_environment
-from callyard.processes import POLL_SECONDS, Child, ProcessError, free_port, worker
+from callyard.processes import Child, ProcessError, free_port, worker
 from callyard.settings import AmiSettings, KafkaSettings
 from callyard.topics_command import ensure
 from tests.chaos import proxy
@@ -28,7 +28,7 @@ from tests.chaos.proxy import Proxy
 from tests.chaos.schedule import AGENTS, SESSION_SECONDS, STREAMS
 
 PARTITIONS = 6
-RESTART_SECONDS = 0.5
+RESTART_SECONDS = 2.0
 """How long the supervisor waits before it starts a worker again that ended by itself."""
 READY_SECONDS = 60.0
 LEASE_SECONDS = 15.0
@@ -62,6 +62,7 @@ class Keeper:
         self.ended_alone: list[tuple[float, str]] = []
         """When (seconds since 1970-01-01 UTC) and how."""
         self._down_seconds: float | None = None
+        self._runs = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
@@ -71,7 +72,9 @@ class Keeper:
     async def _keep(self) -> None:
         while True:
             self.child.start()
+            self._runs.set()
             await self.child.wait()
+            self._runs.clear()
             down, self._down_seconds = self._down_seconds, None
             if down is None:
                 self.ended_alone.append((time.time(), self.child.ended()))
@@ -79,15 +82,14 @@ class Keeper:
 
     async def up(self) -> None:
         """Wait until a process of it runs, ready or not."""
-        while not self.child.running:
-            await asyncio.sleep(POLL_SECONDS)
+        await self._runs.wait()
 
     async def kill(self, down_seconds: float) -> None:
         """SIGKILL; it starts again after so many seconds. Returns when it was ended."""
         await self.up()
         self._down_seconds = down_seconds
-        self.child.send_signal(signal.SIGKILL)
-        await self.child.wait()
+        self._runs.clear()
+        await self.child.kill()
 
     async def freeze(self) -> None:
         """SIGSTOP."""

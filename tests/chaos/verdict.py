@@ -2,16 +2,19 @@
 
 - lost: a caller whose call the gateway ended though no node had ended his leg; one who was never answered; one who, at
   the end, is not in his conference although it runs.
-- doubled: two legs of one caller at the same time. Legs in sequence are right (a failed dial, a leg that the node ended).
+- doubled: two legs of one caller at the same time. Legs in sequence are right (a failed dial, a leg that the node
+  ended).
 - wrong: a leg for another conference than the caller entered, or at a node where it wasn't open then. A conference that
   closed less than `LATE_SECONDS` before is ``late``: told, but no fault.
-- journal: what `tests.support.streams.journal_findings` says; a stay without an end; an instruction after the journal had
-  the end of its target; a dial at Asterisk that nobody instructed, or twice; a table that isn't the fold of the journal.
+- journal: what `tests.support.streams.journal_findings` says; a stay without an end; an instruction after the journal
+  had the end of its target; a dial at Asterisk that nobody instructed, or twice; a table that isn't the fold of the
+  journal.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -104,13 +107,12 @@ def _lost(callers: Sequence[SeenCaller], legs: Mapping[str, Sequence[Leg]], outs
 
 
 def _doubled(legs: Mapping[str, Sequence[Leg]]) -> list[str]:
-    findings = []
-    for number, own in legs.items():
-        for index, leg in enumerate(own):
-            for other in own[index + 1 :]:
-                if leg.over is None or other.called < leg.over - CLOCK_SECONDS:
-                    findings.append(f"{number} had two legs at once: {leg}, {other}")
-    return findings
+    return [
+        f"{number} had two legs at once: {leg}, {other}"
+        for number, own in legs.items()
+        for leg, other in itertools.combinations(own, 2)  # in the order of their beginning
+        if leg.over is None or other.called < leg.over - CLOCK_SECONDS
+    ]
 
 
 def _places(facts: Facts, entered: Mapping[str, str]) -> tuple[list[str], list[str]]:
@@ -188,7 +190,8 @@ def _journal(facts: Facts) -> tuple[list[str], dict[str, int]]:
             entries.append((record.partition, entry, value))
     entries.sort(key=lambda one: (one[1].conference, one[1].version))
     findings += _after_the_end([entry for _, entry, _ in entries])
-    findings += _dialled(facts, {(i.call_id, i.stay, i.attempt): i.conference for _, e, _ in entries for i in e.instructions})
+    instructed = {(i.call_id, i.stay, i.attempt): i.conference for _, e, _ in entries for i in e.instructions}
+    findings += _dialled(facts, instructed)
     try:
         fold = folded(entries)
     except (KeyError, TypeError, ValueError) as error:

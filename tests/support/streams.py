@@ -91,9 +91,7 @@ class Stored(Protocol):
     def value(self) -> Any: ...
 
 
-def journal_findings(
-    records: Sequence[Stored], said: Iterable[DialInstruction], timers: str, inputs: int
-) -> list[str]:
+def journal_findings(records: Sequence[Stored], said: Iterable[DialInstruction], timers: str, inputs: int) -> list[str]:
     """What in a journal breaks those guarantees; pure.
 
     ``records``: the journal's, each partition in its order. ``said``: all instructions on the dials topic. ``timers``:
@@ -138,13 +136,12 @@ def _old_epochs(records: Sequence[Stored]) -> list[str]:
 
 
 def _contradictions(entries: Iterable[JournalEntry], said: Iterable[DialInstruction]) -> list[str]:
-    findings = []
     first: dict[str, DialInstruction] = {}
-    for instruction in said:
-        if first.setdefault(instruction.instruction_id, instruction) != instruction:
-            findings.append(
-                f"contradictory instructions: {first[instruction.instruction_id]}, {instruction}"
-            )
+    findings = [
+        f"contradictory instructions: {first[instruction.instruction_id]}, {instruction}"
+        for instruction in said
+        if first.setdefault(instruction.instruction_id, instruction) != instruction
+    ]
     journalled = {i.instruction_id for e in entries for i in e.instructions}
     findings += [f"an instruction was lost: {name}" for name in sorted(journalled - set(first))]
     findings += [f"an instruction was invented: {name}" for name in sorted(set(first) - journalled)]
