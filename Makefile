@@ -2,7 +2,7 @@
 export CALLYARD_CACHE ?= $(CURDIR)/.cache
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint format docs bench clean
+.PHONY: help setup demo test lint format docs bench chaos clean
 
 help:
 	@echo "make setup    prepare .venv, Kafka, Asterisk and SIPp (the others do it first, too)"
@@ -12,6 +12,7 @@ help:
 	@echo "make format   format the code"
 	@echo "make docs     write docs/settings.md, docs/schema.json and docs/states.md anew"
 	@echo "make bench    measure latencies; writes JSON"
+	@echo "make chaos    kill, freeze and cut everything while callers come and go; a quarter of an hour"
 	@echo "make clean    remove .venv, the cache and what tools left behind"
 
 setup:
@@ -40,6 +41,9 @@ docs: setup
 
 bench: setup
 	@$(BIN)/python -m bench $(ARGS)
+
+chaos: setup
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 clean:
 	rm -rf .venv .cache .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache *.egg-info build dist

@@ -42,7 +42,10 @@ def test_a_schedule_has_so_many_of_each_kind_in_the_order_of_time() -> None:
     assert [fault.at for fault in faults] == sorted(fault.at for fault in faults)
     assert faults[-1].at / len(faults) == pytest.approx(FULL.mean_seconds, rel=0.15)
     kinds = [fault.kind for fault in faults]
-    assert kinds != sorted(kinds, key=list(Kind).index), "in random order"
+    assert len({tuple(kinds[start : start + 15]) for start in range(0, 450, 15)}) > 20, "in random order"
+    brokers = [fault.at for fault in faults if fault.kind is Kind.KILL_BROKER]
+    apart = [later - sooner for sooner, later in itertools.pairwise(brokers)]
+    assert min(apart) > 0.3 * FULL.mean_seconds * len(USUAL), "spread over the run"
 
 
 def test_faults_reach_every_target_and_last_as_long_as_they_must() -> None:

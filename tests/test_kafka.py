@@ -17,9 +17,10 @@ import pytest_asyncio
 from callyard import clients, topics
 from callyard.errors import CommandError
 from callyard.kafka import embedded, jars
-from callyard.kafka.embedded import EmbeddedKafka, EmbeddedKafkaError
+from callyard.kafka.embedded import EmbeddedKafka, EmbeddedKafkaError, Listener
 from callyard.processes import Child
 from callyard.settings import KafkaSettings
+from tests.chaos import proxy
 from tests.support import kafka as support
 from tests.support.ports import free_port
 from tests.support.wait import until
@@ -54,6 +55,26 @@ async def test_a_killed_broker_comes_back_on_its_port_with_its_records(tmp_path:
         assert len(await support.read(settings, calls)) == 2
         last = kafka.pid
     assert not alive(last)
+
+
+async def test_who_comes_through_a_proxy_stays_behind_it(tmp_path: Path) -> None:
+    port = free_port()
+    async with proxy.running(lambda: port) as between:
+        listener = Listener(port, between.port)
+        async with embedded.running(tmp_path / "data", listeners=[listener]) as kafka:
+            direct = KafkaSettings(bootstrap_servers=kafka.bootstrap_servers, partitions=2)
+            await support.create_topics(direct)
+            calls = topics.topics(direct).calls.name
+            assert between.accepted == 0, "the broker and its direct clients don't use it"
+            behind = direct.model_copy(update={"bootstrap_servers": f"127.0.0.1:{between.port}"})
+            async with clients.producer(behind, "test") as producer:
+                await support.send_one(producer, calls, "49123", b"before")
+                assert between.accepted > 1, "not only the first connection"
+                await kafka.kill()
+                await kafka.start()
+                await support.send_one(producer, calls, "49123", b"after")
+            records = await support.read(direct, calls, enough=2)
+            assert [record.value for record in records] == [b"before", b"after"]
 
 
 async def test_it_creates_no_topic_that_nobody_asked_for(kafka: EmbeddedKafka) -> None:

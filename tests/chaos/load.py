@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from callyard.errors import CommandError
 from callyard.parts import sipp
-from tests.chaos.plan import Caller, Meeting, Plan, Session
+from tests.chaos.plan import WAVE_SECONDS, Caller, Meeting, Plan, Session
 from tests.chaos.site import Node, Site
 
 ANSWER_SECONDS = 20.0
@@ -155,7 +155,13 @@ class Load:
     async def _wave(self, began: float, name: str, wave: Sequence[Caller]) -> None:
         calls = [sipp.Call(caller.number, f"{caller.conference}#") for caller in wave]
         made = await self._stack.enter_async_context(
-            sipp.calling(self._site.directory / "callers" / name, self._site.entrance, calls, name=name, rate=4)
+            sipp.calling(
+                self._site.directory / "callers" / name,
+                self._site.entrance,
+                calls,
+                name=name,
+                rate=len(calls) / WAVE_SECONDS,
+            )
         )
         parties = [Party(caller, made) for caller in wave]
         self.parties += parties

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 FIRST_NUMBER = 5_000_000
 """Seven digits: a number of which one is lost on the way is no other meeting's."""
-WAVE_SECONDS = 4.0
-"""Callers who come within so many seconds are one SIPp."""
+WAVE_SECONDS = 20.0
+"""Callers who come within so many seconds are one SIPp: each costs some percent of a core, even when idle."""
 REMAIN_SECONDS = 40.0
 """After the last close of a meeting its callers hang up within this time."""
 

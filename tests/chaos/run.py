@@ -29,7 +29,7 @@ class Run:
 
     seed: int
     counts: Mapping[Kind, int]
-    mean_seconds: float = 1.6
+    mean_seconds: float = 2.0
     callers: int = 600
     nodes: int = 3
 
@@ -46,7 +46,7 @@ class Run:
     @property
     def seconds(self) -> float:
         """How long callers come."""
-        return self.faults[-1].at + TAIL_SECONDS if self.faults else TAIL_SECONDS
+        return self.mean_seconds * sum(self.counts.values()) + TAIL_SECONDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +71,7 @@ async def execute(run: Run, directory: Path, say: Say) -> Result:
     (directory / "schedule.jsonl").write_bytes(as_json(run.faults))
     intended = plan(run.seed, run.callers, run.seconds, run.nodes)
     async with site.running(directory, run.nodes, run.seed) as there, contextlib.AsyncExitStack() as callers:
-        say(
-            f"all runs, {len(there.keepers)} workers, {run.nodes} nodes; {len(run.faults)} faults in {run.seconds:.0f} s"
-        )
+        say(f"{len(there.keepers)} workers run, {run.nodes} nodes; {len(run.faults)} faults in {run.seconds:.0f} s")
         seen = await callers.enter_async_context(gather.dials(there.gateway.ami))
         load, injector = Load(there, intended, callers), Injector(there)
         working = asyncio.create_task(load.run(), name="load")

@@ -18,6 +18,9 @@ SESSION_SECONDS = 3.0
 """The stream workers' session in the consumer group; the agents' is 6 s and no setting."""
 AGENT_SESSION_SECONDS = 6.0
 
+JITTER = 0.3
+"""How far from its place a fault may be, as a share of the time between two of its kind."""
+
 
 class Kind(str, Enum):
     """A kind of fault."""
@@ -90,18 +93,19 @@ class Fault:
 
 
 def schedule(seed: int, counts: Mapping[Kind, int], mean_seconds: float, nodes: int) -> tuple[Fault, ...]:
-    """So many faults of each kind in random order, so many seconds apart on average.
+    """So many faults of each kind, in random order, so many seconds apart on average.
 
-    The pauses between faults are exponential but for the longest, so that bursts happen and silence doesn't.
+    Those of one kind are spread over the whole time, with a pause between any two: a broker that is killed again the
+    moment it is back would only be a long outage.
     """
     chance = random.Random(f"schedule {seed}")
-    kinds = [kind for kind in Kind for _ in range(counts.get(kind, 0))]
-    chance.shuffle(kinds)
-    faults, at = [], 0.0
-    for kind in kinds:
-        at += min(chance.expovariate(1 / mean_seconds), 3 * mean_seconds)
-        faults.append(_fault(chance, at, kind, nodes))
-    return tuple(faults)
+    seconds = mean_seconds * sum(counts.values())
+    faults = []
+    for kind in Kind:
+        for number in range(counts.get(kind, 0)):
+            at = (number + 0.5 + chance.uniform(-JITTER, JITTER)) * seconds / counts[kind]
+            faults.append(_fault(chance, at, kind, nodes))
+    return tuple(sorted(faults, key=lambda fault: fault.at))
 
 
 def _fault(chance: random.Random, at: float, kind: Kind, nodes: int) -> Fault:

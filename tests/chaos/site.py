@@ -28,8 +28,9 @@ from tests.chaos.proxy import Proxy
 from tests.chaos.schedule import AGENTS, SESSION_SECONDS, STREAMS
 
 PARTITIONS = 6
-RESTART_SECONDS = 2.0
-"""How long the supervisor waits before it starts a worker again that ended by itself."""
+RESTART_SECONDS, RESTART_MAX_SECONDS, STEADY_SECONDS = 1.0, 8.0, 15.0
+"""How long the supervisor waits before it starts a worker again that ended by itself: twice as long each time, unless
+it ran this long. Otherwise workers whose broker is away would take all of the machine from the broker that starts."""
 READY_SECONDS = 60.0
 LEASE_SECONDS = 15.0
 CALL_LEASE_SECONDS = 30.0
@@ -70,15 +71,20 @@ class Keeper:
         self._task = asyncio.create_task(self._keep(), name=f"keep {self.child.name}")
 
     async def _keep(self) -> None:
+        again = RESTART_SECONDS / 2
         while True:
             self.child.start()
+            began = time.monotonic()
             self._runs.set()
             await self.child.wait()
             self._runs.clear()
-            down, self._down_seconds = self._down_seconds, None
-            if down is None:
+            pause, self._down_seconds = self._down_seconds, None
+            if pause is None:
                 self.ended_alone.append((time.time(), self.child.ended()))
-            await asyncio.sleep(RESTART_SECONDS if down is None else down)
+                steady = time.monotonic() - began > STEADY_SECONDS
+                again = RESTART_SECONDS if steady else min(2 * again, RESTART_MAX_SECONDS)
+                pause = again
+            await asyncio.sleep(pause)
 
     async def up(self) -> None:
         """Wait until a process of it runs, ready or not."""
@@ -111,7 +117,7 @@ class Keeper:
             except ProcessError as error:
                 if left <= 0:
                     raise CommandError(str(error)) from None
-                await asyncio.sleep(RESTART_SECONDS)
+                await asyncio.sleep(RESTART_SECONDS / 4)
             else:
                 return
 
