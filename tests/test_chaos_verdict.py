@@ -15,7 +15,7 @@ from callyard.topics import partition_of, topics
 from streams.partition import Group, Input, Partition
 from streams.policy import Policy
 from tests.chaos.facts import Dial, Facts, Leg, Opened, Record, SeenCaller
-from tests.chaos.verdict import CLOCK_SECONDS, LATE_SECONDS, Verdict, judge
+from tests.chaos.verdict import CLOCK_SECONDS, FORGOTTEN_SECONDS, LATE_SECONDS, Verdict, judge
 from tests.support import events
 
 NUMBER = "+49302000001"
@@ -132,6 +132,19 @@ def test_who_was_never_answered_is_lost() -> None:
 
 def test_who_is_outside_at_the_end_is_lost_although_he_then_hung_up() -> None:
     only(judged(callers=caller(how="left", told_to_leave=200.0), outside=[NUMBER]), "lost", "not in it at the end")
+
+
+def test_who_hung_up_after_waiting_in_vain_for_long_is_lost() -> None:
+    openings = [Opened(CONFERENCE, NODE, 110.0, None)]
+    late = 110.0 + FORGOTTEN_SECONDS
+    patient = caller(how="left", told_to_leave=late + 1, over=late + 1)
+    only(judged(callers=patient, legs=[], openings=openings), "lost", "was not dialled")
+    impatient = judged(callers=caller(how="left", told_to_leave=late - 1, over=late - 1), legs=[], openings=openings)
+    assert impatient.good
+    assert (impatient.waits.gave_up, impatient.waits.longest_given_up) == (1, FORGOTTEN_SECONDS - 1)
+    # A pause in between begins the waiting anew.
+    openings = [Opened(CONFERENCE, NODE, 110.0, late - 5), Opened(CONFERENCE, NODE, late - 4, None)]
+    assert judged(callers=patient, legs=[], openings=openings).good
 
 
 # --- doubled

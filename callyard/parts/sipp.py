@@ -32,7 +32,7 @@ DTMF_PAYLOAD = "96"
 """RTP payload type in which SIPp's play_dtmf sends telephone events (RFC 4733)."""
 
 
-_ABORTED = re.compile(r"Aborting call on (?:an )?unexpected .*[cC]all(?:-Id)?:? '?([^\s']+)")
+_ABORTED = re.compile(r"([0-9]+\.[0-9]+): Aborting call on (?:an )?unexpected .*[cC]all(?:-Id)?:? '?([^\s']+)")
 
 
 class Call(NamedTuple):
@@ -141,12 +141,19 @@ class Sipp:
     def over(self) -> set[str]:
         """The Call-IDs of the calls that have ended, also of those whose end the scenario could not log."""
         over = {event.call_id for event in self.events() if event.what in {"ended", "left", "cancelled"}}
-        # Where a BYE comes in the instant before ours, SIPp answers it and ends the call outside of the scenario: that
-        # stands in the file of errors only.
+        return over | self.aborted().keys()
+
+    def aborted(self) -> dict[str, float]:
+        """The Call-IDs of the calls that ended outside of the scenario, and when (seconds since 1970-01-01 UTC).
+
+        Where a BYE comes in the instant before ours, SIPp answers it and gives the call up: that stands in the file of
+        errors only.
+        """
         errors = self._log.with_suffix(".errors")
-        if errors.exists():
-            over.update(_ABORTED.findall(errors.read_text(encoding="utf-8", errors="replace")))
-        return over
+        if not errors.exists():
+            return {}
+        found_lines = _ABORTED.findall(errors.read_text(encoding="utf-8", errors="replace"))
+        return {call_id: float(at) for at, call_id in found_lines}
 
     async def hang_up(self, *call_ids: str, cause: int = NORMAL_CLEARING) -> None:
         """Hang up these calls (all that talk where none is named), each with a BYE; waits until that is answered.

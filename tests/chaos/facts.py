@@ -19,7 +19,7 @@ class SeenCaller:
     """What he entered."""
     answered: float | None
     over: float | None
-    """When his call ended; None: it was never answered, or its end has no time (`how`)."""
+    """When his call ended; None: it was never answered, or nobody saw its end."""
     how: str
     """``left`` (he hung up), ``ended`` (the gateway did), ``aborted`` (both at once, or SIPp gave up), or nothing."""
     told_to_leave: float | None = None

@@ -129,20 +129,19 @@ def _caller(number: str, conference: str, sip: Sipp, told: float | None) -> Seen
             answered, call_id = event.at, event.call_id
         elif event.what in {"ended", "left"}:
             over, how = event.at, event.what
-    if not how and call_id in sip.over():
-        how = "aborted"
+    if not how and (at := sip.aborted().get(call_id)) is not None:
+        over, how = at, "aborted"
     return SeenCaller(number, conference, answered, over, how, told)
 
 
 def _legs(node: str, sip: Sipp) -> list[Leg]:
     called = {event.call_id: event for event in sip.events("called")}
     ends = {event.call_id: event for event in sip.events() if event.what in {"ended", "left", "cancelled"}}
-    over = sip.over()
+    aborted = sip.aborted()
     legs = []
     for call_id, event in called.items():
         end = ends.get(call_id)
-        how = end.what if end is not None else "aborted" if call_id in over else ""
-        # An abort has no time of its own in SIPp's account: the leg counts until then at the least.
-        at = end.at if end is not None else event.at if how else None
+        how = end.what if end is not None else "aborted" if call_id in aborted else ""
+        at = end.at if end is not None else aborted.get(call_id)
         legs.append(Leg(node, call_id, event.caller, event.conference, event.at, at, how))
     return legs

@@ -19,6 +19,8 @@ from tests.chaos.plan import WAVE_SECONDS, Caller, Meeting, Plan, Session
 from tests.chaos.site import Node, Site
 
 ANSWER_SECONDS = 20.0
+ENTERING_SECONDS = 1.0
+"""A caller doesn't hang up in this time after the answer: SIPp's scenario isn't ready to be told yet."""
 SWEEP_SECONDS = 0.5
 SETTLE_SECONDS = 60.0
 """How long after the last fault every caller who still lives may take to get into his conference."""
@@ -176,6 +178,7 @@ class Load:
             if time.monotonic() > answered_by:
                 return  # never answered: the verdict says so
             await asyncio.sleep(0.1)
+        await asyncio.sleep(ENTERING_SECONDS)
         if set(ids) & party.sip.over():
             return
         party.told_to_leave = time.time()

@@ -61,6 +61,8 @@ def show(console: Console, result: Result) -> None:
     for label, seconds in (("p50", waits.p50), ("p95", waits.p95), ("p99", waits.p99), ("longest", waits.longest)):
         table.add_row(f"extra wait, {label}", f"{seconds:.2f} s")
     table.add_row("median wait", f"{waits.median:.2f} s")
+    table.add_row("gave up beside a running conference", str(waits.gave_up))
+    table.add_row("the longest of them after", f"{waits.longest_given_up:.2f} s")
     console.print(table)
     for name in ("lost", "doubled", "wrong", "journal", "misheard"):
         found: list[str] = getattr(verdict, name)

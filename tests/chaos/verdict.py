@@ -1,7 +1,7 @@
 """Judges a run: what of it was lost, doubled, wrong or contradictory. Pure: facts in, findings out.
 
 - lost: a caller whose call the gateway ended though no node had ended his leg; one who was never answered; one who, at
-  the end, is not in his conference although it runs.
+  the end, is not in his conference although it runs; one who waited `FORGOTTEN_SECONDS` beside it and was not dialled.
 - doubled: two legs of one caller at the same time. Legs in sequence are right (a failed dial, a leg that the node
   ended).
 - wrong: a leg for another conference than the caller entered, or at a node where it wasn't open then. A conference that
@@ -28,6 +28,9 @@ from tests.support.streams import journal_findings
 LATE_SECONDS = LEASE_SECONDS + 10.0
 """How long after a close a leg may still come: a registration that nobody can take back (its hook is dead, or cut off)
 lives on for its lease, and an instruction that was given until then for its deadline (10 s)."""
+FORGOTTEN_SECONDS = 45.0
+"""Whoever waits longer than this beside a conference that runs is lost, also when he then hangs up. Longer than all
+that may come together: a broker that starts (10 s), sessions, a call's or a registration's lease, a retry."""
 CLOCK_SECONDS = 0.005
 """The end of one leg and the beginning of the next are logged by two processes, each a moment after it happened."""
 
@@ -43,6 +46,10 @@ class Waits:
     p99: float = 0.0
     longest: float = 0.0
     longest_caller: str = ""
+    gave_up: int = 0
+    """Callers who hung up, or whose conference closed, before anybody dialled, although it ran; not in the above."""
+    longest_given_up: float = 0.0
+    """The longest of these waits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +83,14 @@ def judge(facts: Facts) -> Verdict:
     wrong, late = _places(facts, entered)
     journal, stays = _journal(facts)
     return Verdict(
-        lost=_lost(heard, legs, set(facts.outside)),
+        lost=_lost(heard, legs, set(facts.outside)) + _forgotten(heard, legs, facts),
         doubled=_doubled(legs),
         wrong=wrong,
         journal=journal,
         late=late,
         misheard=[f"{number} entered {entered[number]}, heard was {said}" for number, said in sorted(misheard.items())],
         stays=stays,
-        waits=_waits(heard, legs, facts.openings),
+        waits=_waits(heard, legs, facts),
     )
 
 
@@ -104,6 +111,14 @@ def _lost(callers: Sequence[SeenCaller], legs: Mapping[str, Sequence[Leg]], outs
             if not ended:
                 findings.append(f"{who} was hung up ({caller.how or 'no end seen'}) at {caller.over}, without a reason")
     return findings
+
+
+def _forgotten(callers: Sequence[SeenCaller], legs: Mapping[str, Sequence[Leg]], facts: Facts) -> list[str]:
+    return [
+        f"{number} waited {seconds:.0f} s beside the running conference, and was not dialled"
+        for number, seconds in _in_vain(callers, legs, facts).items()
+        if seconds > FORGOTTEN_SECONDS
+    ]
 
 
 def _doubled(legs: Mapping[str, Sequence[Leg]]) -> list[str]:
@@ -149,32 +164,59 @@ def _misheard(facts: Facts) -> dict[str, str]:
     return {number: ", ".join(sorted(said)) for number, said in heard.items() if said and not said & meetings}
 
 
-def _waits(callers: Sequence[SeenCaller], legs: Mapping[str, Sequence[Leg]], openings: Sequence[Opened]) -> Waits:
-    raw: list[tuple[float, float, str]] = []  # since the conference ran, since the answer, who
+def _entering(callers: Sequence[SeenCaller], legs: Mapping[str, Sequence[Leg]]) -> float:
+    """Seconds from the answer until a number is entered: as long for all, so the shortest time to a leg."""
+    answered = {caller.number: caller.answered for caller in callers if caller.answered is not None}
+    return min((own[0].called - answered[who] for who, own in legs.items() if who in answered and own), default=0.0)
+
+
+def _waits(callers: Sequence[SeenCaller], legs: Mapping[str, Sequence[Leg]], facts: Facts) -> Waits:
+    entering = _entering(callers, legs)
+    waits = []
     for caller in callers:
-        if caller.answered is None:
-            continue
         for leg in legs.get(caller.number, ())[:1]:
-            ran = [
-                o for o in openings
-                if (o.node, o.conference) == (leg.node, leg.conference)
-                and o.opened <= leg.called and (o.closed is None or leg.called <= o.closed)
-            ]  # fmt: skip
-            if ran:
-                # What is waited for: the first opening from which on it ran without a pause until the leg.
-                raw.append((leg.called - ran[0].opened, leg.called - caller.answered, caller.number))
-    if not raw:
-        return Waits()
-    # Entering the number takes as long for all; the shortest time from the answer to a leg is that.
-    entering = min(since_answer for _, since_answer, _ in raw)
-    waits = sorted((max(0.0, min(opened, answered - entering)), number) for opened, answered, number in raw)
+            there = [o for o in facts.openings if (o.node, o.conference) == (leg.node, leg.conference)]
+            ran = [o for o in there if o.opened <= leg.called and (o.closed is None or leg.called <= o.closed)]
+            if ran and caller.answered is not None:
+                waits.append((leg.called - max(ran[0].opened, caller.answered + entering), caller.number))
+    unheard = [wait for wait in _in_vain(callers, legs, facts).values() if wait > 0]
+    if not waits:
+        return Waits(gave_up=len(unheard), longest_given_up=round(max(unheard, default=0.0), 3))
+    waits.sort()
     median = waits[len(waits) // 2][0]
     extra = [wait - median for wait, _ in waits]
 
     def at(share: float) -> float:
         return round(max(0.0, extra[min(len(extra) - 1, int(share * len(extra)))]), 3)
 
-    return Waits(len(waits), round(median, 3), at(0.5), at(0.95), at(0.99), round(extra[-1], 3), waits[-1][1])
+    return Waits(
+        count=len(waits),
+        median=round(median, 3),
+        p50=at(0.5),
+        p95=at(0.95),
+        p99=at(0.99),
+        longest=round(extra[-1], 3),
+        longest_caller=waits[-1][1],
+        gave_up=len(unheard),
+        longest_given_up=round(max(unheard, default=0.0), 3),
+    )
+
+
+def _in_vain(
+    callers: Sequence[SeenCaller], legs: Mapping[str, Sequence[Leg]], facts: Facts
+) -> dict[str, float]:  # fmt: skip
+    """Who was never dialled: how long he waited at the most, without a pause, while his conference ran."""
+    entering = _entering(callers, legs)
+    longest: dict[str, float] = {}
+    for caller in callers:
+        if caller.answered is None or caller.over is None or legs.get(caller.number):
+            continue
+        for opening in facts.openings:
+            if opening.conference == caller.conference:
+                until = caller.over if opening.closed is None else min(caller.over, opening.closed)
+                wait = until - max(opening.opened, caller.answered + entering)
+                longest[caller.number] = max(wait, longest.get(caller.number, 0.0))
+    return longest
 
 
 # --- the journal ----------------------------------------------------------------------------------------------------
