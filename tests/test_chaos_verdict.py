@@ -232,6 +232,16 @@ def test_contradictory_and_lost_instructions_are_found() -> None:
     only(judged(instructions=[said, invented]), "journal", "an instruction was invented")
 
 
+def test_an_instruction_to_where_nothing_ran_is_found() -> None:
+    said = [
+        dataclasses.replace(record, value=record.value.replace(b'"state":"live"', b'"state":"lost"'))
+        for record in good().journal
+        if record.value is not None
+    ]
+    assert any("instructed to where nothing runs" in text for text in judged(journal=said).journal)
+    assert not any("instructed to where nothing runs" in text for text in judged(inputs=0).journal)
+
+
 def newest(changelog: Sequence[Record], part: bytes) -> Record:
     return [record for record in changelog if part in (record.key or b"")][-1]
 
