@@ -15,7 +15,7 @@ from callyard.topics import partition_of, topics
 from streams.partition import Group, Input, Partition
 from streams.policy import Policy
 from tests.chaos.facts import Dial, Facts, Leg, Opened, Record, SeenCaller
-from tests.chaos.verdict import CLOCK_SECONDS, FORGOTTEN_SECONDS, LATE_SECONDS, Verdict, judge
+from tests.chaos.verdict import CLOCK_SECONDS, FAREWELL_SECONDS, FORGOTTEN_SECONDS, LATE_SECONDS, Verdict, judge
 from tests.support import events
 
 NUMBER = "+49302000001"
@@ -119,6 +119,16 @@ def test_who_is_hung_up_without_a_reason_is_lost(how: str) -> None:
 
 def test_who_is_hung_up_while_waiting_is_lost() -> None:
     only(judged(legs=[]), "lost", "without a reason")
+
+
+def test_who_is_hung_up_long_after_his_leg_is_lost_unless_a_reason_is_recorded() -> None:
+    callers = caller(over=130.0 + FAREWELL_SECONDS + 1)
+    only(judged(callers=callers), "lost", "without a reason")
+    calls = [
+        dataclasses.replace(record, value=(record.value or b"").replace(b'"conference-left"', b'"timed-out"'))
+        for record in good().calls
+    ]
+    assert judged(callers=callers, calls=calls).good
 
 
 def test_who_hangs_up_himself_is_not_lost() -> None:

@@ -1,7 +1,8 @@
 """Judges a run: what of it was lost, doubled, wrong or contradictory. Pure: facts in, findings out.
 
-- lost: a caller whose call the gateway ended though no node had ended his leg; one who was never answered; one who, at
-  the end, is not in his conference although it runs; one who waited `FORGOTTEN_SECONDS` beside it and was not dialled.
+- lost: a caller whose call the gateway ended though neither a node had just ended his leg nor a reason is recorded; one
+  who was never answered; one who, at the end, is not in his conference although it runs; one who waited
+  `FORGOTTEN_SECONDS` beside it and was not dialled.
 - doubled: two legs of one caller at the same time. Legs in sequence are right (a failed dial, a leg that the node
   ended).
 - wrong: a leg for another conference than the caller entered, or at a node where it wasn't open then. A conference that
@@ -18,7 +19,17 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from callyard.records import CALLS, DIALS, JOURNAL, CallAlive, CallerParked, JournalEntry, parse
+from callyard.records import (
+    CALLS,
+    DIALS,
+    JOURNAL,
+    CallAlive,
+    CallerLeft,
+    CallerParked,
+    DialInstruction,
+    JournalEntry,
+    parse,
+)
 from streams.rows import ACTIVE, RegistrationState, StayRow, StayState
 from tests.chaos.facts import Facts, Leg, Opened, SeenCaller
 from tests.chaos.fold import compacted, differences, folded
@@ -28,6 +39,10 @@ from tests.support.streams import journal_findings
 LATE_SECONDS = LEASE_SECONDS + 10.0
 """How long after a close a leg may still come: a registration that nobody can take back (its hook is dead, or cut off)
 lives on for its lease, and an instruction that was given until then for its deadline (10 s)."""
+ENDS = frozenset({"timed-out", "given-up", "removed"})
+"""Recorded reasons for which the gateway ends a call by itself, having told the caller."""
+FAREWELL_SECONDS = 15.0
+"""How long after a node's hanging up the gateway may end the call for that: it looks whether the meeting goes on."""
 FORGOTTEN_SECONDS = 45.0
 """Whoever waits longer than this beside a conference that runs is lost, also when he then hangs up. Longer than all
 that may come together: a broker that starts (10 s), sessions, a call's or a registration's lease, a retry."""
@@ -83,7 +98,7 @@ def judge(facts: Facts) -> Verdict:
     wrong, late = _places(facts, entered)
     journal, stays = _journal(facts)
     return Verdict(
-        lost=_lost(heard, legs, set(facts.outside)) + _forgotten(heard, legs, facts),
+        lost=_lost(heard, legs, set(facts.outside), _reasons(facts)) + _forgotten(heard, legs, facts),
         doubled=_doubled(legs),
         wrong=wrong,
         journal=journal,
@@ -97,7 +112,9 @@ def judge(facts: Facts) -> Verdict:
 # --- callers --------------------------------------------------------------------------------------------------------
 
 
-def _lost(callers: Sequence[SeenCaller], legs: Mapping[str, Sequence[Leg]], outside: set[str]) -> list[str]:
+def _lost(
+    callers: Sequence[SeenCaller], legs: Mapping[str, Sequence[Leg]], outside: set[str], told: Mapping[str, set[str]]
+) -> list[str]:  # fmt: skip
     findings = []
     for caller in callers:
         who = f"{caller.number} for {caller.conference}"
@@ -105,12 +122,42 @@ def _lost(callers: Sequence[SeenCaller], legs: Mapping[str, Sequence[Leg]], outs
             findings.append(f"{who} was never answered")
         elif caller.number in outside:
             findings.append(f"{who} was not in it at the end, although it ran")
-        elif caller.told_to_leave is None and caller.how != "left":
-            own = legs.get(caller.number, ())
-            ended = [leg for leg in own if leg.how in {"left", "aborted"}]
-            if not ended:
-                findings.append(f"{who} was hung up ({caller.how or 'no end seen'}) at {caller.over}, without a reason")
+        elif (
+            caller.told_to_leave is None
+            and caller.how != "left"
+            and not told.get(caller.number, set()) & ENDS
+            and not _ended_by_node(caller, legs.get(caller.number, ()))
+        ):
+            findings.append(f"{who} was hung up ({caller.how or 'no end seen'}) at {caller.over}, without a reason")
     return findings
+
+
+def _ended_by_node(caller: SeenCaller, legs: Sequence[Leg]) -> bool:
+    """Whether his call ended because a node had just ended his last leg."""
+    if not legs or legs[-1].how not in {"left", "aborted"}:
+        return False
+    over = legs[-1].over
+    return caller.over is None or over is None or caller.over - over < FAREWELL_SECONDS
+
+
+def _reasons(facts: Facts) -> dict[str, set[str]]:
+    """Why each caller's stays ended, as the records say, and what the stream had him told; by his number."""
+    numbers: dict[str, str] = {}
+    reasons: dict[str, set[str]] = defaultdict(set)
+    for record in facts.calls:
+        said = parse(CALLS, record.value)
+        if isinstance(said, (CallerParked, CallAlive)) and said.caller is not None:
+            numbers[said.call_id] = said.caller
+        elif isinstance(said, CallerLeft):
+            reasons[said.call_id].add(said.reason.value)
+    for record in facts.instructions:
+        notice = getattr(instruction := parse(DIALS, record.value), "notice", None)
+        if notice is not None:
+            reasons[instruction.call_id].add(notice.value)
+    found: dict[str, set[str]] = defaultdict(set)
+    for call_id, number in numbers.items():
+        found[number] |= reasons[call_id]
+    return found
 
 
 def _forgotten(callers: Sequence[SeenCaller], legs: Mapping[str, Sequence[Leg]], facts: Facts) -> list[str]:
@@ -262,7 +309,8 @@ def _after_the_end(entries: Sequence[JournalEntry]) -> list[str]:
         findings += [
             f"instructed to where nothing runs: {one}"
             for one in entry.instructions
-            if states.get((one.conference, one.node_id, one.instance_id)) is not RegistrationState.LIVE
+            if isinstance(one, DialInstruction)
+            and states.get((one.conference, one.node_id, one.instance_id)) is not RegistrationState.LIVE
         ]
     return findings
 
