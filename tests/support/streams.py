@@ -91,7 +91,7 @@ class Stored(Protocol):
     def value(self) -> Any: ...
 
 
-def journal_findings(records: Sequence[Stored], said: Iterable[DialInstruction], timers: str, inputs: int) -> list[str]:
+def journal_findings(records: Sequence[Stored], said: Iterable[Instruction], timers: str, inputs: int) -> list[str]:
     """What in a journal breaks those guarantees; pure.
 
     ``records``: the journal's, each partition in its order. ``said``: all instructions on the dials topic. ``timers``:
@@ -135,8 +135,8 @@ def _old_epochs(records: Sequence[Stored]) -> list[str]:
     return findings
 
 
-def _contradictions(entries: Iterable[JournalEntry], said: Iterable[DialInstruction]) -> list[str]:
-    first: dict[str, DialInstruction] = {}
+def _contradictions(entries: Iterable[JournalEntry], said: Iterable[Instruction]) -> list[str]:
+    first: dict[str, Instruction] = {}
     findings = [
         f"contradictory instructions: {first[instruction.instruction_id]}, {instruction}"
         for instruction in said
