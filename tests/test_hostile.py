@@ -28,7 +28,7 @@ from agents.messages import (
     read_parked,
 )
 from agents.mirror import Mirror, Redirect, Snapshot
-from callyard.records import CALLS, DIALS, REGISTRATIONS, TIMERS, RecordError, parse
+from callyard.records import CALLS, DIALS, REGISTRATIONS, TIMERS, Record, RecordError, parse
 from callyard.settings import AmiSettings, KafkaSettings, NodeSettings, PolicySettings
 from callyard.topics import partition_of, topics
 from fs_hooks import esl
@@ -201,8 +201,9 @@ def _check(channel: str | None, actions: list[dict[str, str]]) -> None:
     dial = second["Value"]
     assert [action["Action"] for action in actions] == ["Setvar", "Setvar", "Redirect"]
     assert [action["Channel"] for action in actions] == [channel] * 3
-    assert (first["Variable"], second["Variable"]) == ("CALLYARD_URI", "CALLYARD_DIAL")
-    assert (third["Context"], third["Exten"], third["Priority"]) == ("callyard-dial", dial, "1")
+    kinds = {("CALLYARD_URI", "callyard-dial"), ("CALLYARD_NOTICE", "callyard-tell")}
+    assert (first["Variable"], third["Context"]) in kinds
+    assert (second["Variable"], third["Exten"], third["Priority"]) == ("CALLYARD_DIAL", dial, "1")
     assert not set(first["Value"] + dial) & set("${}[](),&|\"'\\<> ")
     assert {name for action in actions for name in action} == {
         "Action", "ActionID", "Channel", "Variable", "Value", "Context", "Exten", "Priority",
@@ -229,10 +230,14 @@ def _one_parked(channel: str) -> Mirror:
     return mirror
 
 
-def test_a_sound_instruction_is_three_actions() -> None:
+@pytest.mark.parametrize(
+    ("sound", "context"), [(hostile.instruction(), "callyard-dial"), (hostile.notice(), "callyard-tell")]
+)
+def test_a_sound_instruction_is_three_actions(sound: Record, context: str) -> None:
     # Otherwise the properties could hold because nothing is ever written.
-    channel, actions = asyncio.run(_carry_out(_one_parked("PJSIP/x-1"), hostile.instruction().encode()))
+    channel, actions = asyncio.run(_carry_out(_one_parked("PJSIP/x-1"), sound.encode()))
     assert channel == "PJSIP/x-1"
+    assert actions[2]["Context"] == context
     assert [action["Action"] for action in actions] == ["Setvar", "Setvar", "Redirect"]
     _check(channel, actions)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from callyard.records import DialInstruction, Record, Source
+from callyard.records import DialInstruction, Notice, Record, Source, TellInstruction
 from tests.support import events
 
 NAME_CHARACTERS = 4_000
@@ -107,13 +107,22 @@ def instruction(**changes: Any) -> DialInstruction:
     return DialInstruction(**{**values, **changes})
 
 
+def notice(**changes: Any) -> TellInstruction:
+    """A sound instruction to tell a caller something."""
+    values: dict[str, Any] = {
+        "gateway_id": events.GATEWAY, "call_id": f"{events.GATEWAY}/1.0", "conference": events.CONFERENCE, "stay": 1,
+        "attempt": 1, "notice": Notice.REMOVED, "issued_at_ms": 1, "deadline_ms": 30_001, "partition": 0,
+    }  # fmt: skip
+    return TellInstruction(**{**values, **changes})
+
+
 EXAMPLES: Mapping[str, tuple[Record, ...]] = {
     "registrations": (events.registered(), events.unregistered()),
     "calls": (
         events.parked(), events.alive(), events.started(), events.connected(), events.failed(), events.left(),
     ),
     "timers": (events.timer(),),
-    "dials": (instruction(),),
+    "dials": (instruction(), notice()),
 }  # fmt: skip
 """Sound records of each topic that is read."""
 
