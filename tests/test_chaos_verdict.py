@@ -15,7 +15,15 @@ from callyard.topics import partition_of, topics
 from streams.partition import Group, Input, Partition
 from streams.policy import Policy
 from tests.chaos.facts import Dial, Facts, Leg, Opened, Record, SeenCaller
-from tests.chaos.verdict import CLOCK_SECONDS, FAREWELL_SECONDS, FORGOTTEN_SECONDS, LATE_SECONDS, Verdict, judge
+from tests.chaos.verdict import (
+    CLOCK_SECONDS,
+    FAREWELL_SECONDS,
+    FOLLOW_SECONDS,
+    FORGOTTEN_SECONDS,
+    LATE_SECONDS,
+    Verdict,
+    judge,
+)
 from tests.support import events
 
 NUMBER = "+49302000001"
@@ -129,6 +137,12 @@ def test_who_is_hung_up_long_after_his_leg_is_lost_unless_a_reason_is_recorded()
         for record in good().calls
     ]
     assert judged(callers=callers, calls=calls).good
+
+
+def test_whose_wait_after_a_talk_is_over_is_not_lost() -> None:
+    assert judged(callers=caller(over=130.0 + FOLLOW_SECONDS + 3)).good
+    only(judged(callers=caller(over=130.0 + FOLLOW_SECONDS - 1)), "lost", "without a reason")
+    only(judged(callers=caller(over=130.0 + FOLLOW_SECONDS + FAREWELL_SECONDS)), "lost", "without a reason")
 
 
 def test_who_hangs_up_himself_is_not_lost() -> None:

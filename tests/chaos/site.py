@@ -91,11 +91,12 @@ class Keeper:
         await self._runs.wait()
 
     async def kill(self, down_seconds: float) -> None:
-        """SIGKILL; it starts again after so many seconds. Returns when it was ended."""
+        """SIGKILL; it starts again after so many seconds."""
         await self.up()
         self._down_seconds = down_seconds
         self._runs.clear()
-        await self.child.kill()
+        # Who starts it again awaits its end: after a short pause one would wait here for the end of the next run.
+        self.child.send_signal(signal.SIGKILL)
 
     async def freeze(self) -> None:
         """SIGSTOP."""

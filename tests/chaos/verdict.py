@@ -30,6 +30,7 @@ from callyard.records import (
     JournalEntry,
     parse,
 )
+from callyard.settings import AsteriskSettings
 from streams.rows import ACTIVE, RegistrationState, StayRow, StayState
 from tests.chaos.facts import Facts, Leg, Opened, SeenCaller
 from tests.chaos.fold import compacted, differences, folded
@@ -43,6 +44,8 @@ ENDS = frozenset({"timed-out", "given-up", "removed"})
 """Recorded reasons for which the gateway ends a call by itself, having told the caller."""
 FAREWELL_SECONDS = 15.0
 """How long after a node's hanging up the gateway may end the call for that: it looks whether the meeting goes on."""
+FOLLOW_SECONDS = float(AsteriskSettings().follow_ended_seconds)
+"""How long a caller waits after a talk for the conference to begin again."""
 FORGOTTEN_SECONDS = 45.0
 """Whoever waits longer than this beside a conference that runs is lost, also when he then hangs up. Longer than all
 that may come together: a broker that starts (10 s), sessions, a call's or a registration's lease, a retry."""
@@ -133,11 +136,16 @@ def _lost(
 
 
 def _ended_by_node(caller: SeenCaller, legs: Sequence[Leg]) -> bool:
-    """Whether his call ended because a node had just ended his last leg."""
+    """Whether his call ended because a node had ended his last leg: at once, or when the wait after it was over.
+
+    The gateway ends that wait by itself. Where no agent hears of it, the record says only that the call is gone.
+    """
     if not legs or legs[-1].how not in {"left", "aborted"}:
         return False
     over = legs[-1].over
-    return caller.over is None or over is None or caller.over - over < FAREWELL_SECONDS
+    if caller.over is None or over is None:
+        return True
+    return any(0 <= caller.over - over - wait < FAREWELL_SECONDS for wait in (0, FOLLOW_SECONDS))
 
 
 def _reasons(facts: Facts) -> dict[str, set[str]]:
