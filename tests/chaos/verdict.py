@@ -145,7 +145,8 @@ def _ended_by_node(caller: SeenCaller, legs: Sequence[Leg]) -> bool:
     over = legs[-1].over
     if caller.over is None or over is None:
         return True
-    return any(0 <= caller.over - over - wait < FAREWELL_SECONDS for wait in (0, FOLLOW_SECONDS))
+    waited = caller.over - over
+    return waited < FAREWELL_SECONDS or 0 <= waited - FOLLOW_SECONDS < FAREWELL_SECONDS
 
 
 def _reasons(facts: Facts) -> dict[str, set[str]]:
