@@ -249,7 +249,10 @@ def _held(draft: Draft, stay: StayRow, old: StayRow | None) -> StayRow:
     """
     if old is None:
         return stay
-    anchor = old.target or next((row.key for row in draft.live() if row.since_ms <= old.connected_ms), None)
+    known = draft.desk.registrations.get(old.target or "")
+    if known is not None and known.state is RegistrationState.ENDED and known.down_ms <= old.connected_ms:
+        known = None  # ended before the talk began: its node had another instance of the conference by then
+    anchor = known.key if known else next((row.key for row in draft.live() if row.since_ms <= old.connected_ms), None)
     held = dataclasses.replace(stay, anchor=anchor, held_ms=draft.now + draft.policy.kick_ms)
     return held if draft.outlived(held) else stay
 

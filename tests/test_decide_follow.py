@@ -47,8 +47,13 @@ def node_hangs_up(story: Story, after: str = "ended") -> list[tuple[str, int, st
 
 def removal(story: Story) -> list[tuple[str, int, str]]:
     """The window passes, and then the node renews its registration; what follows."""
+    return removal_of(story, "a")
+
+
+def removal_of(story: Story, instance: str) -> list[tuple[str, int, str]]:
+    """As `removal`, of this instance of the conference."""
     said = story.until(story.now + POLICY.kick_ms)
-    story(registered())
+    story(registered(instance))
     return said + story.until(story.now + POLICY.kick_ms)
 
 
@@ -172,6 +177,17 @@ def test_a_talk_that_is_known_from_hearsay_was_not_where_the_conference_runs_now
     story(unregistered())
     story(left(reason="conference-left"))
     assert dialled(story(parked(stay=2, after="ended"))) == [("1", 1, "node-2")]
+
+
+def test_a_talk_that_began_when_its_registration_had_ended_was_with_the_next_one() -> None:
+    story = Story()
+    story(registered())
+    story(parked())
+    story(unregistered())
+    story(registered("b"))
+    story(connected())
+    assert node_hangs_up(story) == []
+    assert removal_of(story, "b") == [("1", 1, "removed")]
 
 
 def test_a_stay_that_follows_a_talk_of_which_nothing_is_known_waits() -> None:
