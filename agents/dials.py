@@ -10,6 +10,9 @@ carried out only after a look at the fence, in the same step; while it doesn't h
 confirmed heartbeat comes after the group has said who is the owner: either this one still is, and goes on, or what
 waits is dropped with the partition.
 
+An instruction is true until its deadline, by the brokers' clock (`callyard.broker_clock`). Whoever reads it later,
+because every agent of the gateway was away, refuses it: its conference may have ended. The desk instructs what is true.
+
 A redirect is never written twice for one attempt. Asterisk answers "successful" when it is queued, so an answer proves
 little and a lost one nothing: the channel's mark tells (`agents.mirror`), and the stream issues the next attempt when
 it hears of a failure, or at the instruction's deadline. What can't be carried out is refused by name, counted and
@@ -41,6 +44,7 @@ from agents.inbox import Held, Inbox, Taken
 from agents.mirror import Mirror, Redirect, Refused
 from agents.publish import Publisher
 from callyard import clients
+from callyard.broker_clock import BrokerClock
 from callyard.errors import CommandError
 from callyard.fence import Fence, watch_heartbeat
 from callyard.records import FailureReason, Instruction, RecordError, TellInstruction, split_sip_uri
@@ -73,7 +77,7 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
 
     def __init__(
         self, settings: KafkaSettings, topics: Topics, gateway_id: str, mirror: Mirror, gateway: Gateway,
-        publisher: Publisher, fence: Fence,
+        publisher: Publisher, fence: Fence, clock: BrokerClock,
     ) -> None:  # fmt: skip
         self._settings = settings
         self._gateway_id = gateway_id
@@ -81,6 +85,7 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         self._gateway = gateway
         self._publisher = publisher
         self._fence = fence
+        self._clock = clock
         self._inbox = Inbox(gateway_id)
         self._partition = TopicPartition(topics.dials.name, partition_of(gateway_id.encode(), settings.partitions))
         self._consumer: AIOKafkaConsumer | None = None
@@ -250,6 +255,16 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         if isinstance(verdict, Refused):
             self._refuse(instruction, verdict.refusal.value)
             self._publisher.say(verdict.records)
+            self._inbox.done(held)
+            return
+        now = self._clock.now_ms()
+        if now is None:
+            # Known with the first delivery; a caller who can be redirected is in the announcement under way.
+            self._inbox.keep(held)
+            return
+        if now > instruction.deadline_ms:
+            self._refuse(instruction, "expired")
+            self._publisher.say([self._mirror.reports.refused(instruction, FailureReason.EXPIRED)])
             self._inbox.done(held)
             return
         try:

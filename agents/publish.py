@@ -28,10 +28,12 @@ from functools import partial
 
 import structlog
 from aiokafka.errors import ClusterAuthorizationFailedError, KafkaError, TopicAuthorizationFailedError
+from aiokafka.structs import RecordMetadata
 from prometheus_client import Counter
 
 from agents.mirror import Mirror
 from callyard import clients
+from callyard.broker_clock import BrokerClock
 from callyard.errors import CommandError
 from callyard.fence import Fence, FencedError, fence_producer
 from callyard.records import CallerLeft, CallRecord
@@ -62,12 +64,13 @@ class Publisher:
     """The voice of one gateway. Mute until `speak`."""
 
     def __init__(
-        self, settings: KafkaSettings, topics: Topics, mirror: Mirror, fence: Fence, client_id: str
+        self, settings: KafkaSettings, topics: Topics, mirror: Mirror, fence: Fence, clock: BrokerClock, client_id: str
     ) -> None:  # fmt: skip
         self._settings = settings
         self._topics = topics
         self._mirror = mirror
         self._fence = fence
+        self._clock = clock
         self._client_id = client_id
         self._waiting: deque[CallRecord | Rejected] = deque()
         self._ended: dict[tuple[str, int], tuple[float, CallerLeft]] = {}
@@ -208,7 +211,7 @@ class Publisher:
                 why = "no heartbeat was confirmed" if self._held_back else "nothing was delivered"
                 self._told_behind(f"{why} for {STALL_SECONDS:g} s")
 
-    def _delivered(self, voice: int, record: CallRecord, delivery: asyncio.Future[object]) -> None:
+    def _delivered(self, voice: int, record: CallRecord, delivery: asyncio.Future[RecordMetadata]) -> None:
         failure = asyncio.CancelledError() if delivery.cancelled() else delivery.exception()
         if voice != self._voice:
             # Of a producer that has been given up: all was announced anew.
@@ -219,6 +222,7 @@ class Publisher:
             self._wake.set()
             return
         self._progress = time.monotonic()
+        self._clock.observe(delivery.result())
         if isinstance(record, CallerLeft):
             self._ended.pop((record.call_id, record.stay), None)
         if log.is_enabled_for(10):

@@ -22,6 +22,7 @@ from agents.mirror import Mirror
 from agents.publish import Publisher
 from callyard import clients
 from callyard import topics as all_topics
+from callyard.broker_clock import BrokerClock
 from callyard.errors import CommandError
 from callyard.fence import Fence
 from callyard.records import CallerForm
@@ -47,9 +48,10 @@ async def work(settings: Loaded, stop: asyncio.Event) -> None:
     topics = all_topics.topics(kafka)
     mirror = Mirror(gateway_settings.id, CallerForm(gateway_settings.caller_number))
     fence = Fence(SESSION_MS / 1000)
-    publisher = Publisher(kafka, topics, mirror, fence, client_id=f"agent-{gateway_settings.id}-{os.getpid()}")
+    clock = BrokerClock()
+    publisher = Publisher(kafka, topics, mirror, fence, clock, client_id=f"agent-{gateway_settings.id}-{os.getpid()}")
     gateway = Gateway(settings[AmiSettings], gateway_settings, mirror, publisher)
-    dials = Dials(kafka, topics, gateway_settings.id, mirror, gateway, publisher, fence)
+    dials = Dials(kafka, topics, gateway_settings.id, mirror, gateway, publisher, fence, clock)
 
     tasks = Tasks()
     tasks.start("publish", publisher.run())

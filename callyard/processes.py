@@ -131,8 +131,12 @@ class Child:
     async def until(self, condition: Callable[[], Awaitable[bool]], timeout: float, what: str = "ready") -> None:
         """Wait until the condition holds. Raises `ProcessError` when the child ends first, or after ``timeout`` s."""
         deadline = time.monotonic() + timeout
-        while not await condition():
-            if not self.running:
+        while True:
+            # Asked before the condition: who fulfils it and ends right then has fulfilled it.
+            running = self.running
+            if await condition():
+                return
+            if not running:
                 raise ProcessError(f"{self.name} {self.ended()} before it was {what}{self.tail()}")
             if time.monotonic() > deadline:
                 raise ProcessError(f"{self.name} was not {what} within {timeout:g} s{self.tail()}")

@@ -190,6 +190,8 @@ class FailureReason(str, Enum):
     """No connection to the node (transport error, 503, no route)."""
     NOT_PARKED = "not-parked"
     """The gateway could not redirect the call: at that moment it wasn't parked in that stay."""
+    EXPIRED = "expired"
+    """The instruction reached the gateway after its deadline: what it was based on may no longer be true."""
     BAD_INSTRUCTION = "bad-instruction"
     """The gateway refuses the instruction itself (a URI that isn't allowed there)."""
     TOLD = "told"

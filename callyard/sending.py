@@ -12,6 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.structs import RecordMetadata
 from prometheus_client import Counter
 
 from callyard.records import Sent
@@ -50,19 +51,19 @@ class Sender:
         """Deliver one record; returns when all replicas have it. Raises aiokafka's `KafkaError` when that failed."""
         await (await self.begin(record, conference))
 
-    async def begin(self, record: Sent, conference: str) -> asyncio.Future[object]:
+    async def begin(self, record: Sent, conference: str) -> asyncio.Future[RecordMetadata]:
         """Hand one record over without waiting for its delivery; those of a conference keep the order of the calls.
 
         The future ends when all replicas have the record, or with aiokafka's `KafkaError`: the caller must look at it.
         """
         stamped = self._sequence.stamp(record)
-        delivery: asyncio.Future[object] = await self._producer.send(
+        delivery: asyncio.Future[RecordMetadata] = await self._producer.send(
             self._topic, stamped.encode(), key=conference.encode()
         )
         delivery.add_done_callback(partial(self._count, getattr(record, "type", "?")))
         return delivery
 
-    def _count(self, record_type: str, delivery: asyncio.Future[object]) -> None:
+    def _count(self, record_type: str, delivery: asyncio.Future[RecordMetadata]) -> None:
         if not delivery.cancelled() and delivery.exception() is None:
             SENT.labels(self._topic, record_type).inc()
 

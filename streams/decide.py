@@ -216,7 +216,7 @@ def _compare_attempts(step: Step, row: StayRow, event: CallRecord) -> Step:
     return step
 
 
-_NEVER_DIALLED = frozenset({FailureReason.NOT_PARKED, FailureReason.BAD_INSTRUCTION})
+_NEVER_DIALLED = frozenset({FailureReason.NOT_PARKED, FailureReason.EXPIRED, FailureReason.BAD_INSTRUCTION})
 """The gateway refused the instruction itself, so it tells nothing of the talk."""
 
 
@@ -342,7 +342,7 @@ def _failed(draft: Draft, row: StayRow, reason: FailureReason, attempt: int) -> 
     failures, misses = row.failures + 1, row.misses + 1
     if reason is FailureReason.NOT_FOUND:
         misses = 0
-    elif reason is FailureReason.NOT_PARKED:
+    elif reason in {FailureReason.NOT_PARKED, FailureReason.EXPIRED}:
         misses = row.misses
     if reason in _HOPELESS:
         failures, misses = max(failures, policy.attempts), max(misses, policy.attempts)

@@ -21,6 +21,7 @@ import structlog
 from aiokafka import AIOKafkaProducer
 from prometheus_client import Counter, Gauge, Histogram
 
+from callyard.broker_clock import BrokerClock
 from callyard.fence import Fence
 from callyard.records import DeadlinePassed
 from callyard.sending import Sequence as SenderSequence
@@ -41,8 +42,6 @@ HELD = Gauge("callyard_timers_held", "Timers that wait for inputs written before
 HOLES = Counter("callyard_input_holes", "Times that offsets of an input held no record.", ["topic"])
 OWNED = Gauge("callyard_partitions_owned", "Partitions that this worker owns.")
 
-LOG_APPEND_TIME = 1
-"""Kafka's timestamp type of a record that the broker stamped."""
 ASK_AGAIN_SECONDS = 5.0
 """A timer that was published and not yet read is published again after this time."""
 EARLY_SECONDS = 0.5
@@ -106,7 +105,7 @@ class Engine:
         self._unread: set[tuple[str, int]] = set()
         self._due_now = asyncio.Event()
         self._sequence = SenderSequence()
-        self._clock_offset_ms: float | None = None
+        self._clock = BrokerClock()
 
     # --- what Faust calls -------------------------------------------------------------------------------------------
 
@@ -298,8 +297,7 @@ class Engine:
                     )
                 )
         for delivered in await _all(deliveries):
-            if delivered.timestamp_type == LOG_APPEND_TIME:
-                self._observe_clock(delivered.timestamp)
+            self._clock.observe(delivered)
 
     async def _send_state(self, number: int, group: Group) -> Awaitable[Any]:
         batch = self._state.create_batch()
@@ -314,18 +312,9 @@ class Engine:
 
     # --- time -------------------------------------------------------------------------------------------------------
 
-    def _observe_clock(self, broker_ms: int) -> None:
-        # Of a record of our own whose delivery was just confirmed: it was stamped a moment ago (those that are read may
-        # be hours old). So the greatest difference seen is the closest to the truth, and never ahead of it. It decays,
-        # so that a clock set back is followed.
-        seen = broker_ms - time.time() * 1000
-        if self._clock_offset_ms is None or seen > self._clock_offset_ms:
-            self._clock_offset_ms = seen
-        else:
-            self._clock_offset_ms += 0.01 * (seen - self._clock_offset_ms)
-
     def _broker_now(self) -> int:
-        return int(time.time() * 1000 + (self._clock_offset_ms or 0))
+        known = self._clock.now_ms()
+        return int(time.time() * 1000) if known is None else known
 
     def _wake_for_due(self) -> None:
         now = self._broker_now()

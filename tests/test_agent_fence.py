@@ -14,6 +14,7 @@ from agents.calls import Call, Phase
 from agents.mirror import Mirror
 from agents.publish import Publisher
 from callyard import clients
+from callyard.broker_clock import BrokerClock
 from callyard.fence import Fence, boottime
 from callyard.kafka import embedded
 from callyard.parts import asterisk, sipp
@@ -105,7 +106,7 @@ def mirror_of(*uniqueids: str) -> Mirror:
 
 @asynccontextmanager
 async def publishing(settings: KafkaSettings, mirror: Mirror, fence: Fence) -> AsyncIterator[Publisher]:
-    publisher = Publisher(settings, topics(settings), mirror, fence, client_id="test")
+    publisher = Publisher(settings, topics(settings), mirror, fence, BrokerClock(), client_id="test")
     work = asyncio.create_task(publisher.run())
     try:
         yield publisher

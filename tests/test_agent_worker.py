@@ -112,6 +112,24 @@ async def test_a_node_that_does_not_know_the_conference_parks_the_caller_again_f
         assert types(records) == ["caller-parked", "dial-started", "dial-failed", "dial-started", "caller-connected"]
 
 
+async def test_an_instruction_is_refused_after_its_deadline_by_the_brokers_clock(
+    kafka_settings: KafkaSettings, gateway: asterisk.Gateway, tmp_path: Path
+) -> None:
+    conference = conference_number()
+    child = agent(kafka_settings, gateway.ami, tmp_path / "log")
+    async with running(child), sipp.node(tmp_path) as node, caller(gateway, tmp_path, conference):
+        call = await parked(kafka_settings, conference)
+        late = dial(call, node.uri(conference))
+        await instruct(kafka_settings, late.model_copy(update={"deadline_ms": late.issued_at_ms - 1}))
+        records = await said(kafka_settings, conference, has("dial-failed"))
+        assert isinstance(records[-1], DialFailed)
+        assert (records[-1].attempt, records[-1].reason) == (1, FailureReason.EXPIRED)
+        await instruct(kafka_settings, dial(call, node.uri(conference), attempt=2))
+        records = await said(kafka_settings, conference, has("caller-connected"))
+    assert types(records) == ["caller-parked", "dial-failed", "dial-started", "caller-connected"]
+    assert len(node.events("called")) == 1
+
+
 async def test_what_is_no_instruction_or_none_to_this_gateway_changes_nothing(
     kafka_settings: KafkaSettings, gateway: asterisk.Gateway, tmp_path: Path
 ) -> None:

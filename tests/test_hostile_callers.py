@@ -113,7 +113,7 @@ async def test_a_caller_with_a_hostile_header_is_put_through_like_any_other(
     for invite in told:
         head = invite.partition("\r\n\r\n")[0].replace("\r", "").split("\n")
         assert any(SHOWN.fullmatch(line) for line in head), head
-        assert not re.search(r"SHELL|EPOCH|touch|Hangup|%|\$|&|,g", invite.partition("v=0")[0])
+        assert not re.search(r"SHELL|EPOCH|CHANNEL|PJSIP|Hangup|%|\$|&|,g", invite.partition("v=0")[0])
     # Three events for each call before it ends: none was made by a caller.
     assert [event for event in events if "666.0" in str(event)] == []
     kinds = Counter(event["Event"] for event in events if event["Event"] not in ("FullyBooted", "Hangup"))
@@ -123,8 +123,8 @@ async def test_a_caller_with_a_hostile_header_is_put_through_like_any_other(
         assert repeated <= {"ChanVariable", "ParkeeChanVariable", "DestChanVariable"}
         variables = event.get("ParkeeChanVariable", event.get("ChanVariable", []))
         assert len(variables) in (0, len(VARIABLES)), event
-    assert not Path("/tmp/callyard-hostile").exists()
-    assert not list(tmp_path.rglob("callyard-hostile"))
+    # Evaluated, one of them would say so: Asterisk has no SHELL here ("Function SHELL not registered").
+    assert "not registered" not in gateway.log()
 
 
 async def test_a_caller_cannot_end_another_ones_wait(kafka_settings: KafkaSettings, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from callyard.parts.cluster import Cluster
 from callyard.processes import Child
+from tests.support.agent import logged
 from tests.support.cluster import callers, conference_number, connected, decided, parked, stopped, talking
 from tests.support.wait import until
 
@@ -135,6 +136,36 @@ async def test_a_worker_that_is_dead_when_the_conference_opens(whole: Cluster, w
         # Once, and not again by what the restarted worker reads back.
         calls = [event for event in node.sip.events("called") if event.conference == conference]
         assert len(calls) == 1
+
+
+async def test_an_instruction_older_than_its_deadline_is_not_carried_out(whole: Cluster) -> None:
+    # The conference opens and closes while the gateway has no agent. The instruction waits on the topic.
+    conference = conference_number()
+    one, two = whole.nodes
+    async with callers(whole, [conference]) as made:
+        await parked(whole, [conference])
+        async with stopped(whole.agent):
+            one.freeswitch.open(conference)
+            await until(lambda: _registrations(whole, conference, 1), what="registered")
+            one.freeswitch.close(conference)
+            await until(lambda: _passed(whole, conference), what="the instruction's deadline in the journal")
+        await until(lambda: _told_failed(whole, conference), what="the agent's word of it at the desk")
+        refused = logged(whole.agent, "instruction not carried out")
+        assert [fields["outcome"] for fields in refused] == ["expired"]
+        two.freeswitch.open(conference)
+        await connected(two, conference)
+        assert len(made.talking()) == 1
+    assert conference not in [event.conference for event in one.sip.events("called")]
+
+
+async def _passed(whole: Cluster, conference: str) -> bool:
+    entries = [entry for entry in await decided(whole) if entry.conference == conference]
+    instructed = [number for number, entry in enumerate(entries) if entry.instructions]
+    return bool(instructed) and any(entry.event_type == "deadline-passed" for entry in entries[instructed[0] :])
+
+
+async def _told_failed(whole: Cluster, conference: str) -> bool:
+    return any(e.conference == conference and e.event_type == "dial-failed" for e in await decided(whole))
 
 
 async def test_a_caller_who_comes_while_the_stream_is_dead(whole: Cluster) -> None:

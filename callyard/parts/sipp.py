@@ -124,8 +124,7 @@ class Sipp:
         async def holds() -> bool:
             return condition(self.events())
 
-        if not (await holds() and not self.running):
-            await self._child.until(holds, timeout, what)
+        await self._child.until(holds, timeout, what)
         return self.events()
 
     async def saw(self, what: str, count: int = 1, timeout: float = 10) -> list[Event]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -77,7 +78,8 @@ def types(records: Sequence[CallRecord]) -> list[str]:
 
 
 def dial(call: CallRecord, sip_uri: str, attempt: int = 1, **changes: Any) -> DialInstruction:
-    """What the stream would instruct for this call."""
+    """What the stream would instruct for this call, with a long deadline."""
+    now_ms = time.time_ns() // 1_000_000
     values: dict[str, Any] = {
         "gateway_id": call.gateway_id,
         "call_id": call.call_id,
@@ -88,8 +90,8 @@ def dial(call: CallRecord, sip_uri: str, attempt: int = 1, **changes: Any) -> Di
         "node_id": "node-1",
         "source": Source.FREESWITCH,
         "instance_id": "instance-1",
-        "issued_at_ms": 1,
-        "deadline_ms": 10_001,
+        "issued_at_ms": now_ms,
+        "deadline_ms": now_ms + 60_000,
         "partition": 0,
         "epoch": 1,
     }

@@ -34,7 +34,7 @@ TEXTS: Mapping[str, str] = {
     "backslash": "a\\,b\\",
     "brackets": ")}]>(",
     "variable": "${EPOCH}",
-    "shell": "${SHELL(touch /tmp/callyard-hostile)}",
+    "shell": "${CHANNEL(name)}${SHELL(true)}",
     "expression": "$[1 + 1]",
     "percent": "%0d%0a%00%ff%zz%s%n",
     "json": '"}],"type":"caller-left',
@@ -290,7 +290,7 @@ INJECTED_EVENT = "%0d%0a%0d%0aEvent%3a%20Hangup%0d%0aUniqueid%3a%20{uniqueid}%0d
 """In the user of a SIP URI: what Asterisk unescapes, and would write as an event of its own about another caller."""
 
 CALLERS: Mapping[str, str] = {
-    "shell in the name": '"${SHELL(touch /tmp/callyard-hostile)}" <sip:4930123456@x>',
+    "shell in the name": '"${CHANNEL(name)}${SHELL(true)}" <sip:4930123456@x>',
     "commas and quotes in the name": '"a,g\\"\\\\,b;c&SIP/x)" <sip:4930123456@x>',
     "4,000 characters in the name": f'"{"n" * NAME_CHARACTERS}" <sip:4930123456@x>',
     "invalid UTF-8 in the name": '"\udcff\udcfe" <sip:4930123456@x>',
@@ -313,7 +313,7 @@ OTHER_HEADERS: Mapping[str, str] = {
     "P-Asserted-Identity": '"${SHELL(id)}" <sip:666%0d%0aX%3a%20y@x>',
     "Remote-Party-ID": '"a,g" <sip:666@x>;party=calling;privacy=off',
     "Diversion": '"${EPOCH}" <sip:666%0d%0aX%3a%20y@x>;reason=unknown',
-    "Subject": "${SHELL(touch /tmp/callyard-hostile)},g&SIP/x \udcff",
+    "Subject": "${CHANNEL(name)}${SHELL(true)},g&SIP/x \udcff",
     "User-Agent": "x" * NAME_CHARACTERS,
 }
 """Headers that no trunk is asked for, of any caller."""

@@ -67,17 +67,17 @@ async def send_named(
         for key, value, names in records:
             headers = []
             for name in names:
-                placeholder = f"{len(stands_for):_>{len(name)}}"
-                stands_for[placeholder.encode() + b"\x02\xff"] = name + b"\x02\xff"  # with its value
-                headers.append((placeholder, b"\xff"))
+                stand_in = f"{len(stands_for):_>{len(name)}}"
+                stands_for[stand_in.encode() + b"\x02\xff"] = name + b"\x02\xff"  # with its value
+                headers.append((stand_in, b"\xff"))
             assert batch.append(key=key, value=value, timestamp=None, headers=headers) is not None
         build = batch._build
 
         def put_in() -> bytearray:
             built = bytearray(build())
-            for placeholder, name in stands_for.items():
-                assert built.count(placeholder) == 1
-                built[:] = built.replace(placeholder, name)
+            for stand_in, name in stands_for.items():
+                assert built.count(stand_in) == 1
+                built[:] = built.replace(stand_in, name)
             built[CRC_AT : CRC_AT + 4] = calc_crc32c(bytes(built[CRC_AT + 4 :])).to_bytes(4, "big")
             return built
 
