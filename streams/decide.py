@@ -17,13 +17,9 @@ import dataclasses
 
 from callyard.records import (
     AfterTalk,
-    CallAlive,
     CallerConnected,
-    CallerForm,
     CallerLeft,
-    CallerParked,
     CallRecord,
-    CallState,
     ConferenceRegistered,
     ConferenceUnregistered,
     DeadlinePassed,
@@ -39,6 +35,7 @@ from streams.desk import Desk, is_active
 from streams.draft import Decision, Draft
 from streams.policy import Policy
 from streams.rows import RegistrationRow, RegistrationState, StayRow, StayState
+from streams.stays import after_talk, as_told, failed_dial, new_stay, renewed
 from streams.transitions import Known, RegistrationStep, Step, registration_step, stay_step
 
 
@@ -140,23 +137,23 @@ def _call(draft: Draft, event: CallRecord) -> tuple[str, str]:
         step = _compare_attempts(step, row, event)
     if step in (Step.STALE, Step.DUPLICATE, Step.UNKNOWN):
         if row is not None and step is Step.DUPLICATE and is_active(row):
-            draft.stays[row.key] = _renewed(draft, row)
+            draft.stays[row.key] = renewed(draft, row)
         return step.value, _NO_OP[step]
     if step is Step.LEAVE:
         return step.value, _leave(draft, event, row)
     fresh = row is None or event.stay > row.stay
-    base = _new_stay(draft, event, row) if fresh or row is None else _renewed(draft, row)
+    base = new_stay(draft, event, row) if fresh or row is None else renewed(draft, row)
     if step in (Step.ADOPT, Step.REVIVE):
-        draft.stays[base.key] = _as_told(draft, base, event)
+        draft.stays[base.key] = as_told(draft, base, event)
         said = "the desk did not know it" if step is Step.ADOPT else "it had been written off"
         return step.value, f"the gateway says that the call lives ({event.type}); {said}"
     if step is Step.FAIL:
         assert isinstance(event, DialFailed)  # noqa: S101 - by the table
-        draft.stays[base.key] = _failed(draft, base, event.reason, event.attempt)
+        draft.stays[base.key] = failed_dial(draft, base, event.reason, event.attempt)
         return step.value, f"attempt {event.attempt} {_FAILED.get(event.reason, f'failed: {event.reason.value}')}"
     if step is Step.START or step is Step.CONNECT:
         assert isinstance(event, DialStarted | CallerConnected)  # noqa: S101 - by the table
-        draft.stays[base.key] = _as_told(draft, base, event)
+        draft.stays[base.key] = as_told(draft, base, event)
         return step.value, (
             f"attempt {event.attempt} is dialled"
             if step is Step.START
@@ -170,7 +167,7 @@ _FAILED = {FailureReason.TOLD: "told the caller that the conference can't be rea
 
 
 def _parked_why(stay: StayRow, event: CallRecord) -> str:
-    after = _after(event)
+    after = after_talk(event)
     if after is None:
         return "the caller waits"
     if after is AfterTalk.LOST:
@@ -180,10 +177,6 @@ def _parked_why(stay: StayRow, event: CallRecord) -> str:
         if stay.anchor is None
         else "whether the conference is over is waited for"
     )
-
-
-def _after(event: CallRecord) -> AfterTalk | None:
-    return event.after if isinstance(event, CallerParked | CallAlive) else None
 
 
 _NO_OP = {
@@ -220,145 +213,11 @@ _NEVER_DIALLED = frozenset({FailureReason.NOT_PARKED, FailureReason.EXPIRED, Fai
 """The gateway refused the instruction itself, so it tells nothing of the talk."""
 
 
-def _new_stay(draft: Draft, event: CallRecord, old: StayRow | None) -> StayRow:
-    caller = event.caller if isinstance(event, CallerParked | CallAlive) else None
-    form = event.caller_form if isinstance(event, CallerParked | CallAlive) else CallerForm.NONE
-    stay = StayRow(
-        call_id=event.call_id,
-        gateway_id=event.gateway_id,
-        stay=event.stay,
-        state=StayState.PARKED,
-        since_ms=draft.now,
-        until_ms=draft.now + draft.policy.call_lease_ms,
-        caller=caller,
-        caller_form=form,
-    )
-    after = _after(event)
-    if after is AfterTalk.ENDED:
-        return _held(draft, stay, old)
-    if after is AfterTalk.LOST and old is not None:
-        return _lost(draft, stay, old)
-    return stay
-
-
-def _held(draft: Draft, stay: StayRow, old: StayRow | None) -> StayRow:
-    """The stay after a talk that the node ended as usual: whether its conference goes on is yet to be seen.
-
-    Where the talk was may be unknown (the desk heard of it late): then the newest registration that is as old as the
-    talk is taken for it, and none where there is none. Who is put back in by mistake was lost by none.
-    """
-    if old is None:
-        return stay
-    known = draft.desk.registrations.get(old.target or "")
-    if known is not None and known.state is RegistrationState.ENDED and known.down_ms <= old.connected_ms:
-        known = None  # ended before the talk began: its node had another instance of the conference by then
-    anchor = known.key if known else next((row.key for row in draft.live() if row.since_ms <= old.connected_ms), None)
-    held = dataclasses.replace(stay, anchor=anchor, held_ms=draft.now + draft.policy.kick_ms)
-    return held if draft.outlived(held) else stay
-
-
-def _lost(draft: Draft, stay: StayRow, old: StayRow) -> StayRow:
-    """The stay after a talk that failed: at once again, unless such talks are short and one follows the other."""
-    policy = draft.policy
-    if not old.connected_ms or draft.now - old.connected_ms >= policy.short_talk_ms:
-        return stay
-    losses = old.losses + 1
-    return dataclasses.replace(
-        stay,
-        target=old.target,
-        tried=old.tried,
-        losses=losses,
-        failures=losses,
-        misses=losses,
-        told=old.told,
-        retry_ms=draft.now + policy.backoff_after(losses),
-    )
-
-
-def _renewed(draft: Draft, row: StayRow) -> StayRow:
-    return dataclasses.replace(row, until_ms=draft.now + draft.policy.call_lease_ms)
-
-
-def _as_told(draft: Draft, row: StayRow, event: CallRecord) -> StayRow:
-    """The stay in the state that the gateway's event says it is in."""
-    if isinstance(event, DialFailed):
-        return _failed(draft, row, event.reason, event.attempt)
-    state, attempt = StayState.PARKED, 0
-    if isinstance(event, CallAlive):
-        state, attempt = _TOLD[event.state], event.attempt
-    elif isinstance(event, DialStarted):
-        state, attempt = StayState.DIALING, event.attempt
-    elif isinstance(event, CallerConnected):
-        state, attempt = StayState.CONNECTED, event.attempt
-    told, attempt = attempt, max(row.attempt, attempt)
-    if state is StayState.DIALING:
-        same = row.state is StayState.DIALING and row.attempt == attempt
-        deadline = row.deadline_ms if same else draft.now + draft.policy.instruction_deadline_ms
-        return dataclasses.replace(
-            row,
-            state=state,
-            attempt=max(1, attempt),
-            deadline_ms=deadline,
-            retry_ms=0,
-            notice=row.notice if same else None,
-        )
-    # A pause that the stay has begun with, after a talk that was lost, is not over because its gateway renews it.
-    retry = row.retry_ms if state is row.state is StayState.PARKED else 0
-    fresh = row.state in (StayState.PARKED, StayState.DIALING)
-    row = dataclasses.replace(row, state=state, attempt=attempt, deadline_ms=0, retry_ms=retry, notice=None)
-    if state is StayState.CONNECTED:
-        return dataclasses.replace(
-            row,
-            connected_ms=row.connected_ms if row.connected_ms and not fresh else draft.now,
-            talk=told,
-            # By an attempt before those to the present target: to where is not known.
-            target=row.target if told >= row.target_from else None,
-        )
-    return row
-
-
-_TOLD = {
-    CallState.PARKED: StayState.PARKED,
-    CallState.DIALING: StayState.DIALING,
-    CallState.CONNECTED: StayState.CONNECTED,
-}
-
-_HOPELESS = frozenset({FailureReason.REFUSED, FailureReason.BAD_INSTRUCTION})
-"""Trying the same again soon can't help; a new registration can."""
-
-
-def _failed(draft: Draft, row: StayRow, reason: FailureReason, attempt: int) -> StayRow:
-    """The stay after a failed dial.
-
-    ``misses`` count what speaks against the node. Where the conference isn't found it has ended, or has just begun; a
-    gateway that couldn't redirect says nothing of the node.
-    """
-    policy = draft.policy
-    failed = dataclasses.replace(
-        row, state=StayState.PARKED, attempt=max(row.attempt, attempt), deadline_ms=0, notice=None
-    )
-    if reason is FailureReason.TOLD:
-        return dataclasses.replace(failed, told=True, retry_ms=draft.now + policy.backoff_max_ms)
-    failures, misses = row.failures + 1, row.misses + 1
-    if reason is FailureReason.NOT_FOUND:
-        misses = 0
-    elif reason in {FailureReason.NOT_PARKED, FailureReason.EXPIRED}:
-        misses = row.misses
-    if reason in _HOPELESS:
-        failures, misses = max(failures, policy.attempts), max(misses, policy.attempts)
-    wait = policy.backoff_after(failures)
-    live = draft.live()
-    if failures >= policy.attempts and live and live[-1].key != row.target:
-        # The next one's turn: it has nothing to do with the failures of this one.
-        wait = policy.backoff_ms
-    return dataclasses.replace(failed, failures=failures, misses=misses, retry_ms=draft.now + wait)
-
-
 def _leave(draft: Draft, event: CallRecord, row: StayRow | None) -> str:
     assert isinstance(event, CallerLeft)  # noqa: S101 - by the table
     gone = event.reason is LeftReason.GONE
     draft.stays[event.call_id] = dataclasses.replace(
-        row if row is not None and row.stay == event.stay else _new_stay(draft, event, row),
+        row if row is not None and row.stay == event.stay else new_stay(draft, event, row),
         state=StayState.GONE if gone else StayState.LEFT,
         until_ms=draft.now + draft.policy.ended_retention_ms,
         deadline_ms=0,

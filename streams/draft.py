@@ -7,6 +7,7 @@ look at what is, the draft's changes included, and not at what just happened. Pu
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from callyard.records import DialInstruction, Instruction, Notice, TellInstruction
 from streams.desk import Changes, Desk, newest_first
@@ -144,18 +145,11 @@ class Draft:
         )
         self.instructions.append(
             DialInstruction(
-                gateway_id=stay.gateway_id,
-                call_id=stay.call_id,
-                conference=self.desk.conference,
-                stay=stay.stay,
-                attempt=stay.attempt + 1,
+                **self._about(stay, deadline),
                 sip_uri=target.sip_uri,
                 node_id=target.node_id,
                 source=target.source,
                 instance_id=target.instance_id,
-                issued_at_ms=self.now,
-                deadline_ms=deadline,
-                partition=0,
             )
         )
 
@@ -163,19 +157,15 @@ class Draft:
         deadline = self.now + self.policy.tell_deadline_ms
         # Counted anew: should this come to nothing, the next attempts are dials again.
         self.stays[stay.key] = dataclasses.replace(_under_way(stay, deadline), notice=notice, misses=0)
-        self.instructions.append(
-            TellInstruction(
-                gateway_id=stay.gateway_id,
-                call_id=stay.call_id,
-                conference=self.desk.conference,
-                stay=stay.stay,
-                attempt=stay.attempt + 1,
-                notice=notice,
-                issued_at_ms=self.now,
-                deadline_ms=deadline,
-                partition=0,
-            )
-        )
+        self.instructions.append(TellInstruction(**self._about(stay, deadline), notice=notice))
+
+    def _about(self, stay: StayRow, deadline: int) -> dict[str, Any]:
+        """What all instructions tell of their call. Partition and epoch are their owner's, who sets them."""
+        return {
+            "gateway_id": stay.gateway_id, "call_id": stay.call_id, "conference": self.desk.conference,
+            "stay": stay.stay, "attempt": stay.attempt + 1, "issued_at_ms": self.now, "deadline_ms": deadline,
+            "partition": 0,
+        }  # fmt: skip
 
     # --- the result -------------------------------------------------------------------------------------------------
 
