@@ -24,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -321,9 +322,8 @@ async def connect(settings: AmiSettings, ping_seconds: float = PING_SECONDS) -> 
     Raises `AmiUnreachableError` (try again) or `AmiRefusedError` (wrong secret, or no Asterisk: somebody must act).
     """
     session = Session(settings)
-    try:
+    with ExitStack() as undo:
+        undo.callback(session.close)
         await session._open(ping_seconds)  # noqa: SLF001 - the other half of this constructor
-    except BaseException:
-        session.close()
-        raise
+        undo.pop_all()
     return session

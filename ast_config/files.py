@@ -6,7 +6,7 @@ import difflib
 import os
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from ast_config.render import is_ours
@@ -66,7 +66,8 @@ def write(directory: Path, files: Mapping[str, str]) -> list[str]:
 
 def _write_one(path: Path, content: str) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
+    with ExitStack() as undo:
+        undo.callback(Path(temporary).unlink, missing_ok=True)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             os.fchmod(file.fileno(), MODE)
             # Asterisk reads as a user of its own, whose group the directory has; only root or a member may give it.
@@ -76,6 +77,4 @@ def _write_one(path: Path, content: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        undo.pop_all()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,6 +22,7 @@ from tests.chaos.fold import compacted
 from tests.chaos.load import Load
 from tests.chaos.site import CALL_LEASE_SECONDS, Site
 from tests.support import kafka
+from tests.support.wait import until
 
 QUIET_SECONDS = CALL_LEASE_SECONDS + 30.0
 """How long the ends of all calls may take to reach the table: at the worst one lease, and the timers."""
@@ -58,8 +57,8 @@ async def quiet(site: Site) -> None:
     What has none by then, the verdict tells.
     """
     names = topics(site.settings)
-    deadline = time.monotonic() + QUIET_SECONDS
-    while time.monotonic() < deadline:
+
+    async def all_told() -> bool:
         with contextlib.suppress(AssertionError):  # not readable within its time: tried again
             rows, positions = compacted(_records(await kafka.read(site.settings, names.changelog.name)))
             inputs = len(await kafka.read(site.settings, names.registrations.name, names.calls.name))
@@ -70,9 +69,11 @@ async def quiet(site: Site) -> None:
                 if topic != names.timers.name
             )
             active = [row for row in rows.values() if isinstance(row, StayRow) and row.state in ACTIVE]
-            if not active and applied >= inputs:
-                return
-        await asyncio.sleep(1)
+            return not active and applied >= inputs
+        return False
+
+    with contextlib.suppress(AssertionError):
+        await until(all_told, QUIET_SECONDS, every=1)
 
 
 async def gather(site: Site, load: Load, seen: Dials, outside: Sequence[str]) -> Facts:

@@ -17,6 +17,7 @@ from callyard.errors import CommandError
 from callyard.parts import sipp
 from tests.chaos.plan import WAVE_SECONDS, Caller, Meeting, Plan, Session
 from tests.chaos.site import Node, Site
+from tests.support.wait import until
 
 ANSWER_SECONDS = 20.0
 ENTERING_SECONDS = 1.0
@@ -173,11 +174,10 @@ class Load:
         if party.caller.hangs_up is None:
             return
         await asyncio.sleep(max(0.0, began + party.caller.hangs_up - time.monotonic()))
-        answered_by = time.monotonic() + ANSWER_SECONDS
-        while not (ids := _call_ids(party)):
-            if time.monotonic() > answered_by:
-                return  # never answered: the verdict says so
-            await asyncio.sleep(0.1)
+        try:
+            ids = await until(lambda: _call_ids(party), ANSWER_SECONDS, every=0.1)
+        except AssertionError:
+            return  # never answered: the verdict says so
         await asyncio.sleep(ENTERING_SECONDS)
         if set(ids) & party.sip.over():
             return
