@@ -12,7 +12,7 @@ import dataclasses
 from collections import deque
 
 from agents.inbox import Inbox
-from agents.messages import After, Channel, ChannelState, DialBegan, DialEnded, Failure, HungUp, Marks, Message, Parked
+from agents.messages import After, Channel, ChannelState, DialBegan, DialEnded, Failure, HungUp, Message
 from agents.mirror import Mirror, Redirect, Refused, Snapshot
 from callyard.records import (
     DIALS,
@@ -31,6 +31,7 @@ from callyard.settings import KafkaSettings
 from callyard.topics import topics
 from streams.partition import Group, Input, Output, Partition
 from streams.policy import Policy
+from tests.support.channel import AsteriskCall
 from tests.support.events import CONFERENCE, registered, timer, unregistered
 
 TOPICS = topics(KafkaSettings(partitions=1))
@@ -44,15 +45,10 @@ ENDS = frozenset({ChannelState.GIVEN_UP, ChannelState.REMOVED})
 
 
 @dataclasses.dataclass
-class Caller:
-    """A channel at the gateway, as it really is."""
+class Caller(AsteriskCall):
+    """A caller of the one conference, and what the world knows of the call beside its marks."""
 
-    uniqueid: str
-    stay: int = 1
-    mark: int = 0
-    state: ChannelState = ChannelState.PARKED
-    failure: Failure | None = None
-    after: After | None = None
+    conference: str = CONFERENCE
     node: str | None = None
     """The node that is dialled or talked to."""
     redirect: Instruction | None = None
@@ -60,14 +56,6 @@ class Caller:
     sure: bool = False
     """It was written by an agent that had seen all that had happened until then."""
     kicked_ms: int | None = None
-
-    @property
-    def marks(self) -> Marks:
-        return Marks(CONFERENCE, self.stay, self.state, self.mark, self.failure, self.after)
-
-    @property
-    def parked(self) -> Parked:
-        return Parked(self.uniqueid, f"PJSIP/{self.uniqueid}", self.marks)
 
 
 class KilledError(Exception):
@@ -305,6 +293,9 @@ class World:
             self.say(list(verdict.records))
             return
         assert isinstance(verdict, Redirect)
+        if self.now > instruction.deadline_ms:
+            self.say([self.mirror.reports.refused(instruction, FailureReason.EXPIRED)])
+            return
         self.mirror.asked(instruction)
         caller = self.callers.get(self.mirror.reports.uniqueid(instruction.call_id))
         if caller is not None and caller.redirect is None:
