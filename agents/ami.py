@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import ssl
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -90,6 +91,14 @@ class Listing:
 
 
 Pending = asyncio.Future[Any]
+
+
+def tls_context(settings: AmiSettings) -> ssl.SSLContext:
+    """TLS with Asterisk's certificate and name checked. Raises `AmiRefusedError` where the CA can't be loaded."""
+    try:
+        return ssl.create_default_context(cafile=str(settings.tls_cafile) if settings.tls_cafile else None)
+    except (OSError, ssl.SSLError) as error:
+        raise AmiRefusedError(f"CALLYARD_AMI_TLS_CAFILE {settings.tls_cafile} cannot be loaded: {error}") from None
 
 
 def check_line(name: str, value: str) -> None:
@@ -206,12 +215,20 @@ class Session:
     async def _open(self, ping_seconds: float) -> None:
         settings = self._settings
         loop = asyncio.get_running_loop()
+        tls: dict[str, Any] = {}
+        if settings.tls:
+            tls = {"ssl": tls_context(settings), "server_hostname": settings.tls_server_name or settings.host}
         hint = "check that Asterisk runs and manager.conf is enabled there (CALLYARD_AMI_HOST, CALLYARD_AMI_PORT)"
         try:
             _, self._protocol = await asyncio.wait_for(
-                loop.create_connection(lambda: _Protocol(self), settings.host, settings.port),
+                loop.create_connection(lambda: _Protocol(self), settings.host, settings.port, **tls),
                 settings.connect_timeout_seconds,
             )
+        except ssl.SSLCertVerificationError as error:
+            raise AmiRefusedError(
+                f"the certificate of the Asterisk manager at {self.address} is not believed ({error.verify_message}):"
+                " check CALLYARD_AMI_TLS_CAFILE, CALLYARD_AMI_TLS_SERVER_NAME, and tlscertfile in manager.conf"
+            ) from None
         except (OSError, asyncio.TimeoutError) as error:
             raise AmiUnreachableError(f"no Asterisk manager answers at {self.address} ({error!r}): {hint}") from None
         try:

@@ -47,6 +47,7 @@ from callyard import clients
 from callyard.broker_clock import BrokerClock
 from callyard.errors import CommandError
 from callyard.fence import Fence, watch_heartbeat
+from callyard.nodes import AllowedNodes
 from callyard.records import FailureReason, Instruction, RecordError, TellInstruction, split_sip_uri
 from callyard.settings import KafkaSettings
 from callyard.topics import Topics, partition_of
@@ -72,15 +73,20 @@ def group_of(settings: KafkaSettings, gateway_id: str) -> str:
     return f"{settings.topic_prefix}-agent-{gateway_id}"
 
 
+class NodeNotAllowedError(ValueError):
+    """An instruction names a node that isn't among those of the settings."""
+
+
 class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no complete types
     """Reads instructions and applies them to the gateway."""
 
     def __init__(
         self, settings: KafkaSettings, topics: Topics, gateway_id: str, mirror: Mirror, gateway: Gateway,
-        publisher: Publisher, fence: Fence, clock: BrokerClock,
+        publisher: Publisher, fence: Fence, clock: BrokerClock, nodes: AllowedNodes,
     ) -> None:  # fmt: skip
         self._settings = settings
         self._gateway_id = gateway_id
+        self._nodes = nodes
         self._mirror = mirror
         self._gateway = gateway
         self._publisher = publisher
@@ -269,7 +275,7 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
             return
         try:
             pending = self._write(session, instruction, verdict)
-        except (ami.UnsafeValueError, RecordError) as error:
+        except (ami.UnsafeValueError, RecordError, NodeNotAllowedError) as error:
             self._refuse(instruction, "bad-instruction", why=str(error))
             self._publisher.say([self._mirror.reports.refused(instruction, FailureReason.BAD_INSTRUCTION)])
             self._inbox.done(held)
@@ -284,7 +290,9 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         if isinstance(instruction, TellInstruction):
             context, variable, value = TELL_CONTEXT, "CALLYARD_NOTICE", instruction.notice.value
         else:
-            split_sip_uri(instruction.sip_uri)
+            _, host, _, _ = split_sip_uri(instruction.sip_uri)
+            if not self._nodes.allows(host):
+                raise NodeNotAllowedError(f"{host} is none of CALLYARD_GATEWAY_NODES: callers aren't sent there")
             context, variable, value = DIAL_CONTEXT, "CALLYARD_URI", instruction.sip_uri
         dial = f"{instruction.stay}x{instruction.attempt}"
         channel = verdict.channel

@@ -25,6 +25,7 @@ from callyard import topics as all_topics
 from callyard.broker_clock import BrokerClock
 from callyard.errors import CommandError
 from callyard.fence import Fence
+from callyard.nodes import AllowedNodes
 from callyard.records import CallerForm
 from callyard.settings import AmiSettings, GatewaySettings, KafkaSettings, Loaded
 from callyard.tasks import Tasks
@@ -51,7 +52,8 @@ async def work(settings: Loaded, stop: asyncio.Event) -> None:
     clock = BrokerClock()
     publisher = Publisher(kafka, topics, mirror, fence, clock, client_id=f"agent-{gateway_settings.id}-{os.getpid()}")
     gateway = Gateway(settings[AmiSettings], gateway_settings, mirror, publisher)
-    dials = Dials(kafka, topics, gateway_settings.id, mirror, gateway, publisher, fence, clock)
+    nodes = AllowedNodes(gateway_settings.nodes)
+    dials = Dials(kafka, topics, gateway_settings.id, mirror, gateway, publisher, fence, clock, nodes)
 
     tasks = Tasks()
     tasks.start("publish", publisher.run())

@@ -6,20 +6,38 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ast_config import check as checks
 from ast_config.files import differences, write
 from ast_config.render import ValueRefusedError, render
-from callyard.settings import AmiSettings, AsteriskSettings, SettingsError
+from callyard import doctor
+from callyard.settings import AmiSettings, AsteriskSettings, GatewaySettings, Loaded, SettingsError, SipSettings
+
+GROUPS = (AsteriskSettings, AmiSettings, SipSettings, GatewaySettings)
+"""The settings that the gateway's Asterisk is rendered from."""
+HOW_TO_JOIN = """\
+Include each file at the end of yours of that name, in extensions.conf for example by
+  #include {0}/extensions_callyard.conf
+Then, where callers come in: Goto(callyard-entry,s,1). See docs/gateway.md, "An Asterisk of one's own"."""
 
 
-def run(settings: AsteriskSettings, ami: AmiSettings, directory: Path, *, diff: bool) -> int:
-    """Write the set into ``directory``, or print what would change; returns the exit status.
-
-    With ``diff`` it is 0 where nothing would change, else 1, as diff(1) has it.
-    """
+def rendered(settings: Loaded, *, join: bool) -> dict[str, str]:
+    """The files that these settings ask for. Raises `SettingsError` for a value that no file can hold."""
     try:
-        files = render(settings, ami)
+        return render(
+            settings[AsteriskSettings], settings[AmiSettings], settings[SipSettings], settings[GatewaySettings].nodes,
+            join=join,
+        )  # fmt: skip
     except ValueRefusedError as error:
         raise SettingsError([str(error)]) from None
+
+
+def run(settings: Loaded, directory: Path, *, diff: bool, join: bool) -> int:
+    """Write the set into ``directory``, or print what would change; returns the exit status.
+
+    With ``diff`` it is 0 where nothing would change, else 1, as diff(1) has it. With ``join`` only those files are
+    written that an Asterisk of one's own includes.
+    """
+    files = rendered(settings, join=join)
     out = Console(soft_wrap=True, markup=False, highlight=False)
     if diff:
         text = differences(directory, files)
@@ -30,5 +48,20 @@ def run(settings: AsteriskSettings, ami: AmiSettings, directory: Path, *, diff: 
         out.print(f"{directory} is up to date")
         return 0
     out.print(f"{directory}: wrote {', '.join(written)}")
+    if join:
+        out.print(HOW_TO_JOIN.format(directory))
     out.print("Load it: asterisk -rx 'core reload' (changed modules, ports and transports need a restart).")
     return 0
+
+
+def check(settings: Loaded, directory: Path, *, join: bool, sounds: Path | None, json: bool) -> int:
+    """Say what is missing or wrong in ``directory`` and in what it names; returns the exit status: 1 where it is."""
+    asterisk, sip = settings[AsteriskSettings], settings[SipSettings]
+    findings = [
+        *checks.check_files(directory, rendered(settings, join=join)),
+        *checks.check_settings(asterisk, sip),
+        *checks.check_certificates(sip, settings[AmiSettings]),
+        *checks.check_sounds(asterisk, sounds or checks.SOUNDS),
+        *checks.check_music(asterisk, sounds.parent if sounds else checks.DATA),
+    ]
+    return doctor.tell(findings, json=json)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -20,7 +21,8 @@ class ForeignFileError(CommandError):
     """Files are in the way that were not rendered, or were changed by hand since."""
 
 
-def _present(directory: Path, names: Mapping[str, str]) -> dict[str, str]:
+def present(directory: Path, names: Iterable[str]) -> dict[str, str]:
+    """Which of these files are there, and their content. Raises `CommandError` where one cannot be read."""
     found = {}
     for name in names:
         if not (directory / name).exists():
@@ -32,14 +34,18 @@ def _present(directory: Path, names: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
+_SECRET = re.compile(r"^([-+ ]\s*(?:secret|password)\s*=).*$", re.MULTILINE)
+
+
 def differences(directory: Path, files: Mapping[str, str]) -> str:
-    """What writing would change, as a unified diff; empty where nothing."""
-    present = _present(directory, files)
+    """What writing would change, as a unified diff without secrets; empty where nothing."""
+    there = present(directory, files)
     parts: list[str] = []
     for name, content in sorted(files.items()):
-        before = present.get(name, "").splitlines(keepends=True)
+        before = there.get(name, "").splitlines(keepends=True)
         parts.extend(difflib.unified_diff(before, content.splitlines(keepends=True), f"a/{name}", f"b/{name}"))
-    return "".join(parts)
+    # What is printed ends up in logs.
+    return _SECRET.sub(r"\1 (not shown)", "".join(parts))
 
 
 def write(directory: Path, files: Mapping[str, str]) -> list[str]:
@@ -47,8 +53,8 @@ def write(directory: Path, files: Mapping[str, str]) -> list[str]:
 
     Raises `ForeignFileError`, before anything is written, where a file is in the way that isn't ours.
     """
-    present = _present(directory, files)
-    foreign = [name for name, content in present.items() if not is_ours(content) and content != files[name]]
+    there = present(directory, files)
+    foreign = [name for name, content in there.items() if not is_ours(content) and content != files[name]]
     if foreign:
         raise ForeignFileError(
             f"these files in {directory} were not rendered by callyard, or were edited since: {', '.join(foreign)}."
@@ -56,7 +62,7 @@ def write(directory: Path, files: Mapping[str, str]) -> list[str]:
         )
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        changed = [name for name, content in sorted(files.items()) if present.get(name) != content]
+        changed = [name for name, content in sorted(files.items()) if there.get(name) != content]
         for name in changed:
             _write_one(directory / name, files[name])
     except OSError as error:

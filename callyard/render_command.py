@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from callyard.settings import AmiSettings, AsteriskSettings, load
+from callyard.options import JsonOption
+from callyard.settings import load
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Write the configuration of other programs.")
 
@@ -25,12 +26,20 @@ def render() -> None:
 def asterisk(
     out: Annotated[Path, typer.Option(help="Directory to write to, for example /etc/asterisk.")],
     config: Annotated[Path | None, typer.Option(help="Settings file (TOML); the environment wins over it.")] = None,
-    diff: Annotated[bool, typer.Option("--diff", help="Only show what would change.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Only show what would change; secrets aren't shown.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only say what is missing or wrong there.")] = False,
+    join: Annotated[bool, typer.Option("--join", help="Only the files for an Asterisk of one's own.")] = False,
+    sounds: Annotated[Path | None, typer.Option(help="With --check: Asterisk's sounds, else those of Debian.")] = None,
+    json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Write the gateway's Asterisk configuration (settings: CALLYARD_ASTERISK_…, CALLYARD_AMI_…).
+    """Write the gateway's Asterisk configuration (settings: CALLYARD_ASTERISK_…, _SIP_…, _AMI_…, _GATEWAY_NODES).
 
-    With --diff the exit status is 1 where something would change.
+    With --diff the exit status is 1 where something would change, with --check where something is wrong.
     """
-    loaded = load(AsteriskSettings, AmiSettings, config=config)
+    if diff and check:
+        raise typer.BadParameter("--diff and --check are two questions: ask one at a time")
     command = importlib.import_module("ast_config.command")
-    raise typer.Exit(command.run(loaded[AsteriskSettings], loaded[AmiSettings], out, diff=diff))
+    loaded = load(*command.GROUPS, config=config)
+    if check:
+        raise typer.Exit(command.check(loaded, out, join=join, sounds=sounds, json=json))
+    raise typer.Exit(command.run(loaded, out, diff=diff, join=join))

@@ -34,6 +34,7 @@ from pydantic import (
 )  # fmt: skip
 from pydantic_core import PydanticUndefined
 
+from callyard.nodes import AllowedNodes
 from callyard.records import GatewayId, NodeId, split_sip_uri
 
 if sys.version_info >= (3, 11):
@@ -190,6 +191,10 @@ class NodeSettings(Group):
         return frozenset(number.strip() for number in self.exclude.split(",") if number.strip())
 
 
+_PATH = r"^(/[A-Za-z0-9_./@+-]+)?$"
+_HOST_NAME = r"^[A-Za-z0-9.:-]*$"
+
+
 def _require_one_line(secret: SecretStr) -> SecretStr:
     # A line break in it would begin another command.
     if not secret.get_secret_value() or any(c in secret.get_secret_value() for c in "\r\n\0"):
@@ -235,6 +240,20 @@ class GatewaySettings(Group):
     snapshot_seconds: float = Field(
         30, gt=0, le=3600, description="Seconds between two reconciliations with Asterisk's list of channels."
     )
+    nodes: str = Field(
+        "127.0.0.1",
+        description="Nodes that callers may be sent to, comma-separated: addresses, networks, names as they stand in"
+        " SIP URIs; any: all. Asterisk takes SIP from these addresses and the trunk's only, so give addresses where"
+        " URIs have names, too.",
+    )  # fmt: skip
+
+    @field_validator("nodes")
+    @classmethod
+    def _nodes(cls, value: str) -> str:
+        AllowedNodes(value)
+        if not value.strip(" ,"):
+            raise ValueError("must name at least one node")
+        return value
 
 
 class AmiSettings(Group):
@@ -250,11 +269,128 @@ class AmiSettings(Group):
     reconnect_max_seconds: float = Field(
         10, gt=0, le=300, description="Most seconds between two attempts to connect; they begin at a quarter second."
     )
+    tls: bool = Field(False, description="Speak TLS with it, its certificate checked; needed where it isn't loopback.")
+    tls_cafile: Path | None = Field(
+        None, description="With TLS: CA certificates (PEM) that Asterisk's is checked against; empty: the system's."
+    )
+    tls_server_name: str = Field(
+        "", pattern=_HOST_NAME, description="With TLS: name that Asterisk's certificate must hold; empty: the host."
+    )
+    bind: str = Field(
+        "",
+        pattern=r"^[0-9A-Fa-f.:]*$",
+        description="Address that Asterisk serves it on; empty: the host, if it is one.",
+    )
+    tls_server_certfile: str = Field(
+        "", pattern=_PATH, description="With TLS: Asterisk's own certificate for it (PEM), a path on the gateway."
+    )
+    tls_server_keyfile: str = Field("", pattern=_PATH, description="With TLS: the key of that certificate (PEM).")
+    tls_plain_port: int = Field(
+        5037, ge=1, le=65535,
+        description="With TLS: TCP port on loopback that Asterisk serves without TLS all the same; it has no switch for"
+        " that.",
+    )  # fmt: skip
 
     @field_validator("secret")
     @classmethod
     def _one_line(cls, value: SecretStr) -> SecretStr:
         return _require_one_line(value)
+
+    @property
+    def serves_on(self) -> str:
+        """The address that Asterisk serves the manager interface on."""
+        return self.bind or {"localhost": "127.0.0.1"}.get(self.host, self.host)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the manager interface can be reached from this machine only."""
+        try:
+            return ipaddress.ip_address(self.serves_on).is_loopback
+        except ValueError:
+            return False
+
+
+class SipSettings(Group):
+    """How the gateway speaks SIP: its transports, its trunk, the nodes; as ``callyard render asterisk`` writes it."""
+
+    table: ClassVar[str] = "sip"
+
+    transports: str = Field(
+        "udp,tcp", pattern=r"^(udp|tcp|tls)(,(udp|tcp|tls))*$",
+        description="Transports, comma-separated: udp, tcp, tls. Trunk and nodes use those that are here.",
+    )  # fmt: skip
+    tls_port: int = Field(5061, ge=1, le=65535, description="TCP port that SIP over TLS is served on.")
+    tls_certfile: str = Field(
+        "",
+        pattern=_PATH,
+        description="With tls: the gateway's certificate, with the chain (PEM), a path on the gateway.",
+    )
+    tls_keyfile: str = Field("", pattern=_PATH, description="With tls: the key of that certificate (PEM).")
+    tls_cafile: str = Field(
+        "/etc/ssl/certs/ca-certificates.crt", pattern=_PATH,
+        description="With tls: CA certificates (PEM) that those of nodes and of the provider are checked against.",
+    )  # fmt: skip
+    trunk_kind: Literal["address", "registration", "pbx"] = Field(
+        "address",
+        description="The trunk: known by its addresses; at which this gateway registers, too; or a PBX, which may have"
+        " to give a password. Calls are taken from CALLYARD_ASTERISK_TRUNK_NETWORKS only, whichever it is.",
+    )  # fmt: skip
+    trunk_transport: Literal["any", "udp", "tcp", "tls"] = Field(
+        "any", description="Transport to register by; with tls, calls of the trunk that come otherwise are refused."
+    )
+    trunk_server: str = Field(
+        "", pattern=r"^([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])?(:[0-9]{1,5})?$",
+        description="With registration: the provider's registrar, host or host:port.",
+    )  # fmt: skip
+    trunk_username: str = Field(
+        "", pattern=r"^[A-Za-z0-9._+-]{0,64}$",
+        description="User name at the registrar; of a PBX: the one that it has to give.",
+    )  # fmt: skip
+    trunk_password: SecretStr | None = Field(
+        None, description="Its password. A PBX without one is known by its address alone."
+    )
+    trunk_expiration_seconds: int = Field(
+        300, ge=60, le=86400, description="With registration: seconds that it holds; it is renewed before."
+    )
+    trunk_retry_seconds: int = Field(
+        60, ge=5, le=3600, description="With registration: seconds until one that failed is tried again, for ever."
+    )
+    trunk_srtp: Literal["off", "optional", "required"] = Field(
+        "off", description="Audio of the trunk encrypted, keys by SDES: not, where the other side wants it, or always."
+    )
+    node_srtp: Literal["off", "optional", "required"] = Field(
+        "off", description="The same for audio to nodes whose SIP URI says transport=tls; to others it never is."
+    )
+
+    @field_validator("trunk_password")
+    @classmethod
+    def _one_line(cls, value: SecretStr | None) -> SecretStr | None:
+        return None if value is None else _require_one_line(value)
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> SipSettings:
+        used = self.transports.split(",")
+        wanted = {
+            "registration": {"trunk_server", "trunk_username", "trunk_password"},
+            "pbx": {"trunk_username"} if self.trunk_password is not None else set(),
+        }.get(self.trunk_kind, set())
+        if "tls" in used:
+            wanted |= {"tls_certfile", "tls_keyfile", "tls_cafile"}
+        missing = [self.variable(name) for name in sorted(wanted) if not getattr(self, name)]
+        if missing:
+            raise ValueError(
+                f"{self.variable('trunk_kind')} {self.trunk_kind} and {self.variable('transports')} {self.transports}"
+                f" need {', '.join(missing)}"
+            )
+        if self.trunk_transport not in {"any", *used}:
+            raise ValueError(f"{self.variable('trunk_transport')} is none of {self.variable('transports')}")
+        for name, safe in (("trunk_srtp", self.trunk_transport == "tls"), ("node_srtp", "tls" in used)):
+            if getattr(self, name) != "off" and not safe:
+                needed = "trunk_transport" if name == "trunk_srtp" else "transports"
+                raise ValueError(
+                    f"{self.variable(name)}: keys (SDES) travel in SIP, so {self.variable(needed)} must be tls, too"
+                )
+        return self
 
 
 _NETWORKS = r"^[0-9A-Fa-f.:/]+(,[0-9A-Fa-f.:/]+)*$"
@@ -463,14 +599,20 @@ class PolicySettings(Group):
     )
     fan_out: int = Field(200, ge=1, le=500, description="Most callers that one decision concerns; the rest follow.")
     allowed_nodes: str = Field(
-        "", description="Hosts that callers may be sent to (names or addresses, comma-separated); empty: any."
+        "", description="Hosts that callers may be sent to (names, addresses or networks, comma-separated); empty: any."
     )
+
+    @field_validator("allowed_nodes")
+    @classmethod
+    def _nodes(cls, value: str) -> str:
+        AllowedNodes(value)
+        return value
 
 
 G = TypeVar("G", bound=Group)
 GROUPS: tuple[type[Group], ...] = (
     KafkaSettings, LogSettings, MetricsSettings, NodeSettings, EslSettings,
-    GatewaySettings, AmiSettings, AsteriskSettings, StreamSettings, PolicySettings,
+    GatewaySettings, AmiSettings, SipSettings, AsteriskSettings, StreamSettings, PolicySettings,
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from callyard.nodes import allowed_nodes
 from callyard.records import (
     AfterTalk,
     CallerConnected,
@@ -67,7 +68,7 @@ def _registered(draft: Draft, event: ConferenceRegistered) -> tuple[str, str]:
     user, host, _, _ = split_sip_uri(event.sip_uri)
     if event.conference not in user:
         return "refused", f"the URI of node {event.node_id} does not lead to this conference: its user is {user}"
-    if draft.policy.allowed_nodes and host not in draft.policy.allowed_nodes:
+    if draft.policy.allowed_nodes and not allowed_nodes(",".join(draft.policy.allowed_nodes)).allows(host):
         return "refused", f"host {host} of node {event.node_id} is not among the allowed nodes"
     key = _registration_key(event)
     row = draft.desk.registrations.get(key)

@@ -124,9 +124,9 @@ async def test_events_of_a_call_with_and_without_the_filter(tmp_path: Path) -> N
     ami = AmiSettings(host="127.0.0.1", port=free_port(), secret="filtered")
     everything = AmiSettings(host="127.0.0.1", port=ami.port, username="all", secret="unfiltered")
     settings = asterisk.private_settings(tmp_path, found())
-    manager = render(settings, ami)["manager.conf"] + "\n[all]\nsecret = unfiltered\nread = all\nwrite = all\n"
+    manager = render(settings, ami)["manager_callyard.conf"] + "\n[all]\nsecret = unfiltered\nread = all\nwrite = all\n"
     async with (
-        asterisk.running(tmp_path / "gateway", ami=ami, files={"manager.conf": manager}) as gateway,
+        asterisk.running(tmp_path / "gateway", ami=ami, files={"manager_callyard.conf": manager}) as gateway,
         connected(gateway.ami) as client,
         connected(everything) as unfiltered,
         sipp.node(tmp_path / "node") as node,

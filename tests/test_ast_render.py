@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from ast_config import render as rendering
 from ast_config.files import MODE, ForeignFileError, differences, write
 from ast_config.render import ValueRefusedError, is_ours, names, render
 from callyard.main import main
-from callyard.settings import AmiSettings, AsteriskSettings, SettingsError, load
+from callyard.settings import AmiSettings, AsteriskSettings, SettingsError, SipSettings, load
 
 AMI = AmiSettings(secret="secret")
 
@@ -67,13 +68,14 @@ def test_range_the_wrong_way_round_is_refused(changes: dict[str, str], named: st
 
 
 @given(st.text(min_size=1, max_size=40))
+@hypothesis.settings(deadline=None)  # the first one compiles the templates
 def test_secret_never_makes_a_line_of_its_own(secret: str) -> None:
     try:
         ami = AmiSettings(secret=secret)
-        content = render(AsteriskSettings(), ami)["manager.conf"]
+        content = render(AsteriskSettings(), ami)["manager_callyard.conf"]
     except (ValueError, ValueRefusedError):
         return
-    reference = render(AsteriskSettings(), AMI)["manager.conf"]
+    reference = render(AsteriskSettings(), AMI)["manager_callyard.conf"]
     lines, expected = content.split("\n"), reference.split("\n")
     differing = [new for new, old in zip(lines, expected, strict=True) if new != old and "digest" not in new]
     assert differing == ([] if secret == "secret" else [f"secret = {secret.replace(';', chr(92) + ';')}"])
@@ -109,6 +111,105 @@ def test_each_setting_is_used() -> None:
     assert [name for name, value in other.items() if render(AsteriskSettings(**{name: value}), AMI) == usual] == []
 
 
+TLS = {"transports": "udp,tcp,tls", "tls_certfile": "/c.pem", "tls_keyfile": "/k.pem"}
+REGISTRATION = {"trunk_kind": "registration", "trunk_server": "sip.example", "trunk_username": "u",
+                "trunk_password": "p"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "given"),
+    [
+        ("transports", "tcp", {}),
+        ("tls_port", 5099, TLS),
+        ("tls_certfile", "/other.pem", TLS),
+        ("tls_keyfile", "/other.pem", TLS),
+        ("tls_cafile", "/other.pem", TLS),
+        ("trunk_kind", "registration", {**REGISTRATION, "trunk_kind": "pbx"}),
+        ("trunk_kind", "address", {**REGISTRATION, "trunk_kind": "pbx"}),
+        ("trunk_transport", "tls", TLS),
+        ("trunk_transport", "udp", REGISTRATION),
+        ("trunk_server", "other.example:5080", REGISTRATION),
+        ("trunk_username", "other", REGISTRATION),
+        ("trunk_password", "other", REGISTRATION),
+        ("trunk_expiration_seconds", 111, REGISTRATION),
+        ("trunk_retry_seconds", 7, REGISTRATION),
+        ("trunk_srtp", "optional", {**TLS, "trunk_transport": "tls"}),
+        ("node_srtp", "required", TLS),
+    ],
+)
+def test_each_sip_setting_is_used(name: str, value: object, given: dict[str, Any]) -> None:
+    usual, changed = (
+        render(AsteriskSettings(), AMI, SipSettings.model_validate(settings))
+        for settings in (given, {**given, name: value})
+    )
+    assert usual != changed
+
+
+def test_nodes_and_trunk_are_the_only_ones_whose_sip_is_looked_at() -> None:
+    pjsip = render(AsteriskSettings(trunk_networks="192.0.2.0/24"), AMI, nodes="198.51.100.7,2001:db8::/32,n.example")
+    lines = pjsip["pjsip.conf"].splitlines()
+    assert [line for line in lines if line.startswith(("deny", "permit"))] == [
+        "deny = 0.0.0.0/0", "deny = ::/0",
+        "permit = 192.0.2.0/24", "permit = 198.51.100.7/32", "permit = 2001:db8::/32",
+    ]  # fmt: skip
+    assert "deny" not in render(AsteriskSettings(), AMI, nodes="any")["pjsip.conf"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"TRUNK_KIND": "registration"}, "CALLYARD_SIP_TRUNK_PASSWORD, CALLYARD_SIP_TRUNK_SERVER"),
+        ({"TRUNK_KIND": "pbx", "TRUNK_PASSWORD": "p"}, "need CALLYARD_SIP_TRUNK_USERNAME"),
+        ({"TRANSPORTS": "udp,tls"}, "CALLYARD_SIP_TLS_CERTFILE, CALLYARD_SIP_TLS_KEYFILE"),
+        ({"TRUNK_TRANSPORT": "tls"}, "CALLYARD_SIP_TRUNK_TRANSPORT is none of CALLYARD_SIP_TRANSPORTS"),
+        ({"NODE_SRTP": "optional"}, "CALLYARD_SIP_NODE_SRTP: keys"),
+        ({"TRUNK_SRTP": "required"}, "CALLYARD_SIP_TRUNK_SRTP: keys"),
+        ({"TRUNK_SERVER": "a b"}, "CALLYARD_SIP_TRUNK_SERVER"),
+        ({"TRUNK_PASSWORD": "a\nb"}, "must be one line"),
+    ],
+)
+def test_sip_settings_that_do_not_fit_together_are_refused(environment: dict[str, str], named: str) -> None:
+    with pytest.raises(SettingsError, match=named):
+        load(SipSettings, environment={f"CALLYARD_SIP_{name}": value for name, value in environment.items()})
+
+
+@pytest.mark.parametrize(
+    ("ami", "named"),
+    [
+        ({"host": "192.0.2.1"}, "not loopback"),
+        ({"host": "gateway.example"}, "not loopback"),
+        ({"host": "192.0.2.1", "tls": True}, "CALLYARD_AMI_TLS_SERVER_CERTFILE"),
+        (
+            {"host": "n.example", "tls": True, "tls_server_certfile": "/c", "tls_server_keyfile": "/k"},
+            "CALLYARD_AMI_BIND",
+        ),
+        (
+            {"tls": True, "tls_plain_port": 5038, "tls_server_certfile": "/c", "tls_server_keyfile": "/k"},
+            "are both 5038",
+        ),
+    ],
+)
+def test_manager_interface_is_on_loopback_or_speaks_tls(ami: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueRefusedError, match=named):
+        render(AsteriskSettings(), AmiSettings.model_validate({"secret": "s", **ami}))
+
+
+def test_files_for_an_asterisk_of_ones_own() -> None:
+    files = render(AsteriskSettings(), AmiSettings(secret="s", host="asterisk"), join=True)
+    assert sorted(files) == names(join=True)
+    assert all(name.endswith("_callyard.conf") and is_ours(content) for name, content in files.items())
+
+
+def test_what_is_printed_holds_no_secret(tmp_path: Path) -> None:
+    sip = SipSettings.model_validate({**REGISTRATION, "trunk_password": "hunter2"})
+    write(tmp_path, render(AsteriskSettings(), AmiSettings(secret="first"), sip))
+    text = differences(
+        tmp_path, render(AsteriskSettings(), AmiSettings(secret="other"), SipSettings.model_validate(REGISTRATION))
+    )
+    assert [secret for secret in ("first", "other", "hunter2") if secret in text] == []
+    assert ("-secret = (not shown)" in text, "-password = (not shown)" in text) == (True, True)
+
+
 def test_writes_updates_and_then_has_nothing_to_do(tmp_path: Path) -> None:
     out = tmp_path / "etc"
     assert write(out, render(AsteriskSettings(), AMI)) == names()
@@ -140,7 +241,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "CALLYARD_AMI_SECRET is not set" in capsys.readouterr().err
     monkeypatch.setenv("CALLYARD_AMI_SECRET", "secret")
     assert main([*words, "--diff"]) == 1
-    assert "+secret = secret" in capsys.readouterr().out
+    assert "+secret = (not shown)" in capsys.readouterr().out
     assert not (tmp_path / "etc").exists()
     assert main(words) == 0
     assert main([*words, "--diff"]) == 0

@@ -22,11 +22,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from callyard import asterisk_console
 from callyard.parts import confine
 from callyard.parts.ports import LOOPBACK, free_sip_port
 from callyard.parts.prepare import INSTANCE, Parts, found
 from callyard.processes import Child, free_port
-from callyard.settings import AmiSettings, AsteriskSettings
+from callyard.settings import AmiSettings, AsteriskSettings, SipSettings
 
 START_SECONDS = 30.0
 DIRECTORIES = ("etc", "run", "log", "spool", "lib", "lib/cache", "tmp")
@@ -36,11 +37,13 @@ class Gateway:
     """A running Asterisk. ``settings`` and ``ami`` are what it was rendered from."""
 
     def __init__(
-        self, parts: Parts, directory: Path, settings: AsteriskSettings, ami: AmiSettings, changes: Mapping[str, str]
-    ) -> None:
+        self, parts: Parts, directory: Path, settings: AsteriskSettings, ami: AmiSettings, changes: Mapping[str, str],
+        sip: SipSettings | None = None,
+    ) -> None:  # fmt: skip
         self.directory = directory.absolute()
         self.settings = settings
         self.ami = ami
+        self.sip = sip or SipSettings()
         self.parts = parts
         self._changes = changes
         inside = INSTANCE if parts.asterisk_root else str(self.directory)
@@ -73,7 +76,7 @@ class Gateway:
 
     async def start(self) -> None:
         """Start it and wait until it is fully booted. Raises `processes.ProcessError` with its log where that fails."""
-        _write(self.directory, self.settings, self.ami, self._changes)
+        _write(self.directory, self.settings, self.ami, self.sip, self._changes)
         (self.directory / "run" / "asterisk.ctl").unlink(missing_ok=True)
         began = time.monotonic()
         self._child.start()
@@ -88,27 +91,8 @@ class Gateway:
         return True
 
     async def cli(self, command: str, *, timeout: float = 10) -> str:
-        """Run one command of Asterisk's command line and return what it prints.
-
-        Speaks the protocol of ``asterisk -rx`` over the control socket: a greeting line from Asterisk, then the command
-        led by ``cli quit after `` and ended by NUL; Asterisk answers and closes (main/asterisk.c, netconsole).
-        """
-        return await asyncio.wait_for(self._cli(command), timeout)
-
-    async def _cli(self, command: str) -> str:
-        # Through a descriptor of its directory: a socket's path is limited to 107 bytes, a work directory is not.
-        directory = os.open(self.directory / "run", os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            reader, writer = await asyncio.open_unix_connection(f"/proc/self/fd/{directory}/asterisk.ctl")
-        finally:
-            os.close(directory)
-        try:
-            await reader.readuntil(b"\n")
-            writer.write(f"cli quit after {command}\0".encode())
-            answer = await reader.read(-1)
-        finally:
-            writer.close()
-        return answer.replace(b"\0", b"").decode(errors="replace")
+        """Run one command of Asterisk's command line and return what it prints."""
+        return await asterisk_console.cli(self.directory / "run", command, timeout=timeout)
 
     async def stop(self) -> None:
         """End it now, with all its calls; returns when it is gone."""
@@ -151,17 +135,19 @@ def private_settings(directory: Path, parts: Parts, **changes: Any) -> AsteriskS
 
 @asynccontextmanager
 async def running(
-    directory: Path, *, ami: AmiSettings | None = None, files: Mapping[str, str] | None = None, **changes: Any
-) -> AsyncIterator[Gateway]:
+    directory: Path, *, ami: AmiSettings | None = None, files: Mapping[str, str] | None = None,
+    sip: SipSettings | None = None, **changes: Any,
+) -> AsyncIterator[Gateway]:  # fmt: skip
     """Run an Asterisk in ``directory`` (its files stay there) until the block ends.
 
-    ``changes`` are fields of `AsteriskSettings`; ``files`` replaces or adds configuration files by name. Raises
-    `prepare.PartMissingError` where there is no Asterisk, `processes.ProcessError` where it doesn't start.
+    ``changes`` are fields of `AsteriskSettings`; ``sip``: how it speaks SIP; ``files`` replaces or adds configuration
+    files by name. Raises `prepare.PartMissingError` where there is no Asterisk, `processes.ProcessError` where it
+    doesn't start.
     """
     parts = found()
     if ami is None:
         ami = AmiSettings(host=LOOPBACK, port=free_port(LOOPBACK), secret=secrets.token_hex(16))
-    gateway = Gateway(parts, directory, private_settings(directory, parts, **changes), ami, files or {})
+    gateway = Gateway(parts, directory, private_settings(directory, parts, **changes), ami, files or {}, sip)
     try:
         await gateway.start()
         yield gateway
@@ -178,11 +164,13 @@ def _binds(parts: Parts, directory: Path) -> list[tuple[Path, str]]:
     return hosts if os.geteuid() == 0 else []
 
 
-def _write(directory: Path, settings: AsteriskSettings, ami: AmiSettings, changes: Mapping[str, str]) -> None:
+def _write(
+    directory: Path, settings: AsteriskSettings, ami: AmiSettings, sip: SipSettings, changes: Mapping[str, str]
+) -> None:
     for name in DIRECTORIES:
         (directory / name).mkdir(parents=True, exist_ok=True)
     names = f"localhost {socket.gethostname()} A.ROOT-SERVERS.NET"
     (directory / "hosts").write_text(f"127.0.0.1 {names}\n::1 localhost\n", encoding="ascii")
-    rendered: dict[str, str] = importlib.import_module("ast_config.render").render(settings, ami)
+    rendered: dict[str, str] = importlib.import_module("ast_config.render").render(settings, ami, sip)
     for name, content in {**rendered, **changes}.items():
         (directory / "etc" / name).write_text(content, encoding="utf-8")
