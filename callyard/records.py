@@ -38,22 +38,22 @@ CONFERENCE_PATTERN = r"^[0-9]{5,11}$"
 """BBB's voiceBridge: 5 to 11 digits (a breakout room's number is its parent's plus one digit)."""
 
 # Each pattern is as narrow as the contract allows: these strings reach AMI actions and dialplan expressions.
-_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _INSTANCE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
 _UNIQUEID_PATTERN = r"^[A-Za-z0-9._-]{1,150}$"
-_HOST_PATTERN = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\])"
+HOST_PATTERN = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\])"
 SIP_URI_PATTERN = (
-    r"^sips?:(?P<user>[A-Za-z0-9._+-]{1,64})@(?P<host>" + _HOST_PATTERN + r")"
+    r"^sips?:(?P<user>[A-Za-z0-9._+-]{1,64})@(?P<host>" + HOST_PATTERN + r")"
     r"(?::(?P<port>[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
     r"(?:;transport=(?P<transport>udp|tcp|tls))?$"
 )
 
 Conference = Annotated[str, StringConstraints(pattern=CONFERENCE_PATTERN)]
-NodeId = Annotated[str, StringConstraints(pattern=_ID_PATTERN)]
-GatewayId = Annotated[str, StringConstraints(pattern=_ID_PATTERN)]
+NodeId = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
+GatewayId = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
 InstanceId = Annotated[str, StringConstraints(pattern=_INSTANCE_PATTERN)]
 SipUri = Annotated[str, StringConstraints(pattern=SIP_URI_PATTERN, max_length=320)]
-CallId = Annotated[str, StringConstraints(pattern=_ID_PATTERN[:-1] + "/" + _UNIQUEID_PATTERN[1:])]
+CallId = Annotated[str, StringConstraints(pattern=ID_PATTERN[:-1] + "/" + _UNIQUEID_PATTERN[1:])]
 """``<gateway id>/<Asterisk uniqueid>``: unique across gateways and restarts of Asterisk."""
 StayNumber = Annotated[int, Field(ge=1, le=1_000_000)]
 MAX_ATTEMPT = 100_000

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
@@ -41,7 +42,11 @@ class Sequence:
 class Sender:
     """Sends one worker's records to one topic, keyed by conference."""
 
-    def __init__(self, producer: AIOKafkaProducer, topics: Topics, topic: str) -> None:
+    def __init__(
+        self, producer: AIOKafkaProducer, topics: Topics, topic: str, sign: Callable[[Sent], Sent] | None = None
+    ) -> None:
+        """``sign`` is given each record with its number and time, and returns what is sent."""
+        self._sign = sign
         self._producer = producer
         self._topics = topics
         self._topic = topic
@@ -56,7 +61,9 @@ class Sender:
 
         The future ends when all replicas have the record, or with aiokafka's `KafkaError`: the caller must look at it.
         """
-        stamped = self._sequence.stamp(record)
+        stamped: Sent = self._sequence.stamp(record)
+        if self._sign is not None:
+            stamped = self._sign(stamped)
         delivery: asyncio.Future[RecordMetadata] = await self._producer.send(
             self._topic, stamped.encode(), key=conference.encode()
         )

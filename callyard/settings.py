@@ -166,6 +166,10 @@ class NodeSettings(Group):
     renew_seconds: float = Field(
         10, gt=0, le=3600, description="Seconds between two renewals of a registration; a third of its lease."
     )
+    signing_key: SecretStr | None = Field(
+        None,
+        description="This node's private key (PEM; 'callyard keys' makes one), by which its registrations are signed.",
+    )
     exclude: str = Field(
         "99999", description="Conference numbers that are never registered, comma-separated (99999: BBB's echo test)."
     )
@@ -601,6 +605,16 @@ class PolicySettings(Group):
     allowed_nodes: str = Field(
         "", description="Hosts that callers may be sent to (names, addresses or networks, comma-separated); empty: any."
     )
+    nodes: Path | None = Field(
+        None,
+        description="File of the nodes' public keys and hosts, a line each ('callyard keys' prints it). With it, only"
+        " registrations that are signed by their own node count; without it, any does.",
+    )
+    signature_seconds: float = Field(
+        120, ge=5, le=3600,
+        description="Seconds by which a signed registration's own time may differ from the broker's; what is older is"
+        " refused as expired. More than the nodes' clocks differ, and than Kafka's short outages take.",
+    )  # fmt: skip
 
     @field_validator("allowed_nodes")
     @classmethod

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import structlog
@@ -22,9 +23,11 @@ from prometheus_client import Counter, Gauge, start_http_server
 
 from callyard import clients, topics
 from callyard.errors import CommandError
+from callyard.records import Sent
 from callyard.renewals import Renewals
 from callyard.sending import Sender
-from callyard.settings import EslSettings, KafkaSettings, Loaded, MetricsSettings, NodeSettings
+from callyard.settings import EslSettings, KafkaSettings, Loaded, MetricsSettings, NodeSettings, SettingsError
+from callyard.signing import Signer, SigningError
 from callyard.tasks import Tasks
 from fs_hooks import esl
 from fs_hooks.aside import Aside
@@ -191,4 +194,13 @@ async def _sender(stack: AsyncExitStack, kafka: KafkaSettings, node: NodeSetting
         await topics.check(admin, kafka)
     producer = await stack.enter_async_context(clients.producer(kafka, client_id=f"hook:{node.id}"))
     names = topics.topics(kafka)
-    return Sender(producer, names, names.registrations.name)
+    return Sender(producer, names, names.registrations.name, sign=_sign(node))
+
+
+def _sign(node: NodeSettings) -> Callable[[Sent], Sent] | None:
+    if node.signing_key is None:
+        return None
+    try:
+        return Signer(node.signing_key.get_secret_value()).sign
+    except SigningError as error:
+        raise SettingsError([f"{node.variable('signing_key')} {error}"]) from None

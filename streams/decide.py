@@ -36,6 +36,7 @@ from streams.desk import Desk, is_active
 from streams.draft import Decision, Draft
 from streams.policy import Policy
 from streams.rows import RegistrationRow, RegistrationState, StayRow, StayState
+from streams.signed import refusal
 from streams.stays import after_talk, as_told, failed_dial, new_stay, renewed
 from streams.transitions import Known, RegistrationStep, Step, registration_step, stay_step
 
@@ -44,10 +45,10 @@ def decide(desk: Desk, event: InputRecord, now: int, policy: Policy) -> Decision
     """Decide one event. ``now``: the broker's timestamp in milliseconds; the desk's time never goes back."""
     draft = Draft(desk, max(now, desk.row.now_ms), policy)
     if isinstance(event, ConferenceRegistered):
-        outcome, why = _registered(draft, event)
+        outcome, why = _registered(draft, event, now)
         draft.settle_registration()
     elif isinstance(event, ConferenceUnregistered):
-        outcome, why = _unregistered(draft, event)
+        outcome, why = _unregistered(draft, event, now)
         draft.settle_registration()
     elif isinstance(event, DeadlinePassed):
         outcome, why = _deadline_passed(draft)
@@ -64,7 +65,11 @@ def _registration_key(event: ConferenceRegistered | ConferenceUnregistered) -> s
     return f"{event.node_id}|{event.source.value}|{event.instance_id}"
 
 
-def _registered(draft: Draft, event: ConferenceRegistered) -> tuple[str, str]:
+def _sequence(draft: Draft, event: ConferenceRegistered | ConferenceUnregistered) -> int:
+    return event.sender_sequence if draft.policy.nodes else 0
+
+
+def _registered(draft: Draft, event: ConferenceRegistered, broker_ms: int) -> tuple[str, str]:
     user, host, _, _ = split_sip_uri(event.sip_uri)
     if event.conference not in user:
         return "refused", f"the URI of node {event.node_id} does not lead to this conference: its user is {user}"
@@ -72,6 +77,9 @@ def _registered(draft: Draft, event: ConferenceRegistered) -> tuple[str, str]:
         return "refused", f"host {host} of node {event.node_id} is not among the allowed nodes"
     key = _registration_key(event)
     row = draft.desk.registrations.get(key)
+    why = refusal(draft.policy, event, row, broker_ms)
+    if why is not None:
+        return "refused", why
     step = registration_step(row.state if row else Known.NOTHING, event.type)
     until = draft.now + draft.policy.registration_lease_ms
     if step is RegistrationStep.STALE:
@@ -88,21 +96,30 @@ def _registered(draft: Draft, event: ConferenceRegistered) -> tuple[str, str]:
             since_ms=draft.now,
             until_ms=until,
             renewed_ms=draft.now,
+            sequence=_sequence(draft, event),
         )
         return step.value, f"the conference runs on node {event.node_id}"
     # What comes back is tried at once, as what is new: it failed before it was lost, if ever.
     serial = draft.desk.row.version + 1 if step is RegistrationStep.REVIVE else row.serial
     draft.registrations[key] = dataclasses.replace(
-        row, state=RegistrationState.LIVE, until_ms=until, sip_uri=event.sip_uri, serial=serial, renewed_ms=draft.now
+        row,
+        state=RegistrationState.LIVE,
+        until_ms=until,
+        sip_uri=event.sip_uri,
+        serial=serial,
+        renewed_ms=draft.now,
+        sequence=_sequence(draft, event),
     )
-    if step is RegistrationStep.REVIVE:
-        return step.value, f"node {event.node_id} vouches for the conference again"
-    return step.value, f"node {event.node_id} renewed its registration"
+    said = "vouches for the conference again" if step is RegistrationStep.REVIVE else "renewed its registration"
+    return step.value, f"node {event.node_id} {said}"
 
 
-def _unregistered(draft: Draft, event: ConferenceUnregistered) -> tuple[str, str]:
+def _unregistered(draft: Draft, event: ConferenceUnregistered, broker_ms: int) -> tuple[str, str]:
     key = _registration_key(event)
     row = draft.desk.registrations.get(key)
+    why = refusal(draft.policy, event, row, broker_ms)
+    if why is not None:
+        return "refused", why
     step = registration_step(row.state if row else Known.NOTHING, f"unregistered-{event.reason.value}")
     forget = draft.now + draft.policy.ended_retention_ms
     if step is RegistrationStep.END or step is RegistrationStep.LOSE:
@@ -119,7 +136,9 @@ def _unregistered(draft: Draft, event: ConferenceUnregistered) -> tuple[str, str
                 since_ms=draft.now,
                 until_ms=forget,
             )
-        draft.registrations[key] = dataclasses.replace(row, state=state, until_ms=forget, down_ms=down)
+        draft.registrations[key] = dataclasses.replace(
+            row, state=state, until_ms=forget, down_ms=down, sequence=_sequence(draft, event)
+        )
         return step.value, (
             f"the conference ended on node {event.node_id}"
             if state is RegistrationState.ENDED

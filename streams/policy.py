@@ -7,11 +7,13 @@ made under. All times are milliseconds of the broker's clock.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import orjson
 
 from callyard.records import digest
-from callyard.settings import PolicySettings
+from callyard.settings import PolicySettings, SettingsError
+from callyard.signing import SigningError, read_nodes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,10 +35,13 @@ class Policy:
     stub_retention_ms: int
     fan_out: int
     allowed_nodes: tuple[str, ...]
+    nodes: tuple[str, ...] = ()
+    """Lines of `callyard.signing.NodeKey`: who may register what. Empty: anybody, unsigned."""
+    signature_ms: int = 120_000
 
     @classmethod
     def of(cls, settings: PolicySettings) -> Policy:
-        """The policy that these settings ask for."""
+        """The policy that these settings ask for. Raises `SettingsError` where the file of nodes can't be used."""
 
         def ms(seconds: float) -> int:
             return round(seconds * 1000)
@@ -56,6 +61,8 @@ class Policy:
             stub_retention_ms=ms(settings.stub_retention_seconds),
             fan_out=settings.fan_out,
             allowed_nodes=tuple(sorted(host.strip() for host in settings.allowed_nodes.split(",") if host.strip())),
+            nodes=() if settings.nodes is None else _nodes(settings.nodes),
+            signature_ms=ms(settings.signature_seconds),
         )
 
     def as_dict(self) -> dict[str, object]:
@@ -72,3 +79,16 @@ class Policy:
         if failures >= self.attempts:
             return self.backoff_max_ms
         return min(self.backoff_max_ms, int(self.backoff_ms * 2 ** max(0, failures - 1)))
+
+
+def _nodes(path: Path) -> tuple[str, ...]:
+    variable = PolicySettings.variable("nodes")
+    try:
+        found = read_nodes(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError([f"{variable}: cannot read {path}: {error}"]) from None
+    except SigningError as error:
+        raise SettingsError([f"{variable}: {path}, {error}"]) from None
+    if not found:
+        raise SettingsError([f"{variable}: {path} names no node: nobody could register anything"])
+    return tuple(node.line for node in found)

@@ -63,6 +63,8 @@ class RegistrationRow:
     """When its node last vouched for it."""
     down_ms: int = 0
     """When it last ceased to be live (0: never)."""
+    sequence: int = 0
+    """The sender's sequence of what was said of it last; 0 where registrations aren't signed."""
 
     @property
     def key(self) -> str:
