@@ -24,7 +24,7 @@ What the dialplan relies on, by file of the sources (bigbluebutton/bigbluebutton
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+import re
 from importlib import resources
 from xml.etree import ElementTree as ET
 
@@ -43,7 +43,7 @@ EXTENSIONS = ("callyard_conference", "callyard_refused")
 def render(settings: FreeswitchSettings, node: NodeSettings) -> Rendered:
     """All files of the set, sealed."""
     bodies = {
-        DIALPLAN: (dialplan(settings, node.excluded), XML),
+        DIALPLAN: (dialplan(settings, node.exclude), XML),
         PROPERTIES: (properties(settings), HASH),
         SCRIPT: (resources.files(__package__).joinpath(SCRIPT).read_text(encoding="utf-8"), HASH),
     }
@@ -54,11 +54,11 @@ def render(settings: FreeswitchSettings, node: NodeSettings) -> Rendered:
     )
 
 
-def dialplan(settings: FreeswitchSettings, excluded: Iterable[str]) -> str:
-    """The dialplan as XML without its seal. Numbers in ``excluded`` are refused whatever runs there."""
+def dialplan(settings: FreeswitchSettings, exclude: str) -> str:
+    """The dialplan as XML without its seal. Numbers of the setting ``exclude`` are refused whatever runs there."""
     root = ET.Element("include")
     root.append(ET.Comment(" Calls of the gateways, known by their address alone, and nobody else's. "))
-    root.append(_let_in(settings, excluded))
+    root.append(_let_in(settings, exclude))
     root.append(ET.Comment(" A gateway's call that wasn't let in ends here; no later extension sees it. "))
     root.append(_refused(settings))
     ET.indent(root, "  ")
@@ -69,10 +69,15 @@ def dialplan(settings: FreeswitchSettings, excluded: Iterable[str]) -> str:
     return text
 
 
-def _let_in(settings: FreeswitchSettings, excluded: Iterable[str]) -> ET.Element:
+def _let_in(settings: FreeswitchSettings, exclude: str) -> ET.Element:
     extension = ET.Element("extension", name=EXTENSIONS[0])
     extension.append(_from_gateway(settings))
-    refused = "".join(rf"(?!{number}\z)" for number in sorted(excluded) if number.isascii() and number.isdigit())
+    # Digits, and * and ? where patterns are taken; anything else could never be a number.
+    left_out = sorted({word.strip() for word in exclude.split(",")})
+    patterns = [
+        word.replace("*", "[0-9]*").replace("?", "[0-9]") for word in left_out if re.fullmatch("[0-9*?]+", word)
+    ]
+    refused = "".join(rf"(?!{pattern}\z)" for pattern in patterns)
     _condition(extension, "destination_number", rf"^{refused}\d{{5,11}}\z")
     there = ET.SubElement(extension, "condition", regex="any")
     there.append(ET.Comment(" A conference runs, or the hook vouches for a meeting until then. "))

@@ -57,7 +57,7 @@ class Node:
         self.api = Api(clock=lambda: NOW)
         self.api.counts = lambda: self.counts
         settings = FreeswitchSettings(gateways=gateways, **more)  # type: ignore[arg-type]
-        self.xml = render.dialplan(settings, NODE.excluded)
+        self.xml = render.dialplan(settings, NODE.exclude)
         self.switch = Switch(
             self.api,
             {

@@ -29,7 +29,7 @@ from typing import Literal, NamedTuple
 import orjson
 import uvloop
 
-from callyard.parts.freeswitch_api import Api
+from callyard.parts.freeswitch_api import CORE_VARIABLES, Api
 
 DEFAULT_PASSWORD = "ClueCon"  # noqa: S105 - FreeSWITCH's own well-known default, which its documentation tells to change
 EventFormat = Literal["plain", "json"]
@@ -190,7 +190,7 @@ class FreeSwitch:
         self.stop_listening()
         self.drop_connections()
         self.conferences.clear()
-        self.api.variables.clear()
+        self.api.variables = dict(CORE_VARIABLES)
 
     async def subscribers(self, count: int = 1) -> None:
         """Wait until so many connections have subscribed to events."""

@@ -14,12 +14,15 @@ import time
 from collections.abc import Callable
 from xml.etree import ElementTree as ET
 
+CORE_VARIABLES = {"hostname": "double"}
+"""Of the global variables that the core itself sets at its start (switch_core.c), one: there is always some."""
+
 
 class Api:
     """The state that the commands read and write, and the commands."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self.variables: dict[str, str] = {}
+        self.variables: dict[str, str] = dict(CORE_VARIABLES)
         """Global variables."""
         self.counts: Callable[[], dict[str, int]] = dict
         """The conferences by name, with their members' count."""
@@ -81,8 +84,8 @@ class Api:
         if len(words) not in {1, 4}:
             return "-ERR bad args\n"
         if words == ["dialplan", "context", "name", "public"] and self.dialplan is not None:
-            context = ET.fromstring(self.dialplan)  # noqa: S314 - a test's own
-            return ET.tostring(context, encoding="unicode")  # as FreeSWITCH: without comments
+            # Read and written anew, as switch_xml_toxml does it: without comments.
+            return ET.tostring(ET.fromstring(self.dialplan), encoding="unicode")  # noqa: S314 - a test's own
         return "can't find anything\n"
 
 
