@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from callyard.options import JsonOption
-from callyard.settings import load
+from callyard.settings import FreeswitchSettings, NodeSettings, load
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Write the configuration of other programs.")
 
@@ -43,3 +43,18 @@ def asterisk(
     if check:
         raise typer.Exit(command.check(loaded, out, join=join, sounds=sounds, json=json))
     raise typer.Exit(command.run(loaded, out, diff=diff, join=join))
+
+
+@app.command()
+def freeswitch(
+    out: Annotated[Path, typer.Option(help="Directory to write to: /etc/bigbluebutton/bbb-conf/callyard.")],
+    config: Annotated[Path | None, typer.Option(help="Settings file (TOML); the environment wins over it.")] = None,
+    diff: Annotated[bool, typer.Option("--diff", help="Only show what would change.")] = False,
+) -> None:  # fmt: skip
+    """Write a node's dialplan and BigBlueButton properties (settings: CALLYARD_FREESWITCH_…, CALLYARD_NODE_…).
+
+    Its apply.sh then puts them in place. With --diff the exit status is 1 where something would change.
+    """
+    loaded = load(FreeswitchSettings, NodeSettings, config=config)
+    command = importlib.import_module("fs_hooks.render_command")
+    raise typer.Exit(command.run(loaded[FreeswitchSettings], loaded[NodeSettings], out, diff=diff))

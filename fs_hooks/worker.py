@@ -23,6 +23,7 @@ from prometheus_client import Counter, Gauge, start_http_server
 
 from callyard import clients, topics
 from callyard.errors import CommandError
+from callyard.notify import Notifier
 from callyard.records import Sent
 from callyard.renewals import Renewals
 from callyard.sending import Sender
@@ -63,11 +64,14 @@ DRAIN_SECONDS = 2.0
 class Hook:
     """Follows FreeSWITCH."""
 
-    def __init__(self, settings: EslSettings, node: NodeSettings, publisher: Publisher, aside: Aside) -> None:
+    def __init__(
+        self, settings: EslSettings, node: NodeSettings, publisher: Publisher, aside: Aside, notifier: Notifier
+    ) -> None:
         self._settings = settings
         self._node = node
         self._publisher = publisher
         self._aside = aside
+        self._notifier = notifier
         self._conferences = Conferences(node.excluded)
         self._snapshot_taken = asyncio.Event()
         self._told: tuple[str, float] = ("", 0.0)
@@ -109,6 +113,7 @@ class Hook:
         await self._snapshot_taken.wait()
         await self._publisher.settled()
         log.info("ready", conferences=len(self._conferences.live))
+        self._notifier.ready(self._following)
         renewals = Renewals(self._node.renew_seconds)
         while True:
             await asyncio.sleep(renewals.tick_seconds)
@@ -156,7 +161,12 @@ class Hook:
         CONNECTED.set(1)
         self._told = ("", 0.0)
         self._snapshot_taken.set()
+        self._notifier.status(self._following)
         log.info("following FreeSWITCH", conferences=len(self._conferences.live))
+
+    @property
+    def _following(self) -> str:
+        return f"following FreeSWITCH at {self._settings.host}:{self._settings.port}"
 
     def _tell(self, event: str, error: EslError) -> None:
         # An outage lasts long and is retried often: the same trouble is told, and set aside, once a minute.
@@ -165,6 +175,7 @@ class Hook:
             return
         self._told = (str(error), time.monotonic())
         log.error(event, error=str(error))
+        self._notifier.status(f"{event}: {error}")
         if isinstance(error, NotFreeSwitchError) and error.rubbish:
             self._aside.put(str(error), error.rubbish)
 
@@ -178,14 +189,20 @@ async def run(stop: asyncio.Event, settings: Loaded, *, dry_run: bool = False) -
         sender = None if dry_run else await _sender(stack, settings[KafkaSettings], node)
         publisher = Publisher(Printer() if sender is None else sender, node)
         aside = Aside(sender)
-        hook = Hook(settings[EslSettings], node, publisher, aside)
+        notifier = Notifier()
+        hook = Hook(settings[EslSettings], node, publisher, aside, notifier)
         tasks = Tasks()
+        if notifier.watchdog_seconds is not None:
+            tasks.start("watchdog", notifier.watch())
         # Ended in the reverse order: FreeSWITCH is left before the publisher, so that what it said last is still sent.
         tasks.start("publish", publisher.run())
         tasks.start("set-aside", aside.run())
         tasks.start("renew", hook.renew())
         tasks.start("follow", hook.follow())
-        await tasks.run(stop)
+        try:
+            await tasks.run(stop)
+        finally:
+            notifier.stopping()
         await publisher.drain(DRAIN_SECONDS)
 
 

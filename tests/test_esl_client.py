@@ -155,8 +155,10 @@ async def test_a_refused_command() -> None:
     async with FreeSwitch() as freeswitch, connect(to(freeswitch.port), ignore) as link:
         with pytest.raises(CommandRefusedError, match="-ERR command not found"):
             await link.command("sendmsg")
-        with pytest.raises(CommandRefusedError, match="-ERR command not found"):
+        freeswitch.denied.add("reloadxml")
+        with pytest.raises(CommandRefusedError, match="-ERR permission denied"):
             await link.api("reloadxml")
+        assert await link.api("reloadxm") == "-ERR reloadxm Command not found!\n"
 
 
 async def test_a_command_that_would_be_two_is_never_sent() -> None:

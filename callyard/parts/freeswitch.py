@@ -2,7 +2,8 @@
 
 Why a double: a FreeSWITCH with its modules can't be had from a package registry. What it says was recorded from a real
 one (``recordings/``); only names, ids, sequence, timestamp and lengths are put in anew. It must never say what the
-recordings don't show, and it isn't FreeSWITCH: it has no calls, no media, and its events are always in order.
+recordings don't show, but for what `freeswitch_api` answers, and it isn't FreeSWITCH: it has no calls, no media, and
+its events are always in order.
 
 As a process of its own (``python -m callyard.parts.freeswitch --port 8021``) it takes one command a line on its
 standard input, a pipe, and ends with it: ``open NUMBER [INSTANCE]``, ``close NUMBER-OR-INSTANCE``, ``drop``. It
@@ -27,6 +28,8 @@ from typing import Literal, NamedTuple
 
 import orjson
 import uvloop
+
+from callyard.parts.freeswitch_api import CORE_VARIABLES, Api
 
 DEFAULT_PASSWORD = "ClueCon"  # noqa: S105 - FreeSWITCH's own well-known default, which its documentation tells to change
 EventFormat = Literal["plain", "json"]
@@ -140,6 +143,13 @@ class FreeSwitch:
         self.piece = piece
         self.conferences: dict[str, tuple[str, float]] = {}
         self.snapshots = 0
+        self.api = Api()
+        """Answers those ``api`` commands that were not recorded, and holds what they set."""
+        self.api.counts = lambda: {number: 1 for number, _ in self.conferences.values()}
+        self.denied: set[str] = set()
+        """The ``api`` commands that the user of the event socket isn't allowed (mod_event_socket.c)."""
+        self.obeyed: list[str] = []
+        """The commands that came, oldest first, without the password."""
         self.answering = asyncio.Event()
         self.answering.set()
         self._recorded = _Recorded()
@@ -180,6 +190,7 @@ class FreeSwitch:
         self.stop_listening()
         self.drop_connections()
         self.conferences.clear()
+        self.api.variables = dict(CORE_VARIABLES)
 
     async def subscribers(self, count: int = 1) -> None:
         """Wait until so many connections have subscribed to events."""
@@ -272,9 +283,12 @@ class FreeSwitch:
     async def _obey(self, command: str, client: _Client) -> bool:
         await self.answering.wait()
         words = command.split()
+        self.obeyed.append(command)
         if words[:1] == ["event"] and len(words) > 2 and words[1] in _FORMATS:
             client.subscribed = "json" if words[1] == "json" else "plain"
             client.write(self._recorded.subscribed[client.subscribed])
+        elif words[:1] == ["api"] and len(words) > 1 and words[1] in self.denied:
+            client.write(b"Content-Type: command/reply\nReply-Text: -ERR permission denied\n\n")
         elif words == ["api", "conference", "json_list"]:
             client.write(self._list())
             self.snapshots += 1
@@ -288,6 +302,13 @@ class FreeSwitch:
         elif words == ["exit"]:
             client.write(self._recorded.bye + self._recorded.goodbye)
             return False
+        elif words[:1] == ["api"] and len(words) > 1:
+            name, _, arguments = command.removeprefix("api ").partition(" ")
+            answer = self.api.execute(name, arguments)
+            # mod_event_socket.c, api_exec: what isn't there, and what answered nothing.
+            client.write(
+                _answer(f"-ERR {name} Command not found!\n" if answer is None else answer or "-ERR no reply\n")
+            )
         else:
             client.write(b"Content-Type: command/reply\nReply-Text: -ERR command not found\n\n")
         return True
