@@ -121,7 +121,7 @@ def hook(events: int) -> dict[str, Any]:
             if f"text/event-{fmt}".encode() in frame.whole
         ]
         data = b"".join(recorded[number % len(recorded)] for number in range(events))
-        reader, conferences, seen = esl.Reader(), Conferences(frozenset()), 0
+        reader, conferences, seen = esl.Reader(), Conferences(), 0
         began = time.perf_counter()
         for start in range(0, len(data), READ_BYTES):
             for frame in reader.feed(data[start : start + READ_BYTES]):

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -35,7 +36,7 @@ from pydantic import (
 from pydantic_core import PydanticUndefined
 
 from callyard.nodes import AllowedNodes
-from callyard.records import GatewayId, NodeId, split_sip_uri
+from callyard.records import GatewayId, NodeId, Source, split_sip_uri
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -171,17 +172,30 @@ class NodeSettings(Group):
         description="This node's private key (PEM; 'callyard keys' makes one), by which its registrations are signed.",
     )
     exclude: str = Field(
-        "99999", description="Conference numbers that are never registered, comma-separated (99999: BBB's echo test)."
-    )
+        "99999", pattern=r"^[0-9*?, ]*$",
+        description="Conference numbers that are never registered, comma-separated (99999: BBB's test bridge); * stands"
+        " for any digits, ? for one.",
+    )  # fmt: skip
+    sources: str = Field(
+        "freeswitch", pattern=r"^(freeswitch|bigbluebutton|freeswitch, ?bigbluebutton|bigbluebutton, ?freeswitch)$",
+        description="Who says which conferences run: freeswitch (a conference is there once somebody has joined audio),"
+        " bigbluebutton (as long as the meeting runs), or both, comma-separated.",
+    )  # fmt: skip
+    meeting_sip_uri: str = Field(
+        "", description="SIP URI of a meeting that source bigbluebutton knows, as a template (livekit-sip listens"
+        " elsewhere than FreeSWITCH); empty: as CALLYARD_NODE_SIP_URI, and reachable only while FreeSWITCH is.",
+    )  # fmt: skip
     vouch_seconds: int = Field(
         60, ge=3, le=3600,
         description="Seconds that FreeSWITCH lets callers into a meeting without a conference after the hook last"
         " vouched for its number; renewed after a third of it.",
     )  # fmt: skip
 
-    @field_validator("sip_uri")
+    @field_validator("sip_uri", "meeting_sip_uri")
     @classmethod
-    def _template(cls, value: str) -> str:
+    def _template(cls, value: str, info: ValidationInfo) -> str:
+        if not value and info.field_name == "meeting_sip_uri":
+            return value
         if value.count("{conference}") != 1 or "{" in value.replace("{conference}", "") or value.endswith("\n"):
             raise ValueError("must hold {conference} exactly once and no other brace")
         try:
@@ -190,14 +204,21 @@ class NodeSettings(Group):
             raise ValueError(str(error)) from None
         return value
 
-    def uri_of(self, conference: str) -> str:
-        """The SIP URI under which gateways reach a conference (its number) on this node."""
-        return self.sip_uri.replace("{conference}", conference)
+    def uri_of(self, conference: str, source: Source = Source.FREESWITCH) -> str:
+        """The SIP URI under which gateways reach a conference (its number) that this source knows."""
+        template = self.meeting_sip_uri if source is Source.BIGBLUEBUTTON and self.meeting_sip_uri else self.sip_uri
+        return template.replace("{conference}", conference)
 
     @property
-    def excluded(self) -> frozenset[str]:
-        """The conference numbers that are never registered."""
-        return frozenset(number.strip() for number in self.exclude.split(",") if number.strip())
+    def excluded(self) -> re.Pattern[str]:
+        """Matches whole the conference numbers that are never registered."""
+        wanted = [number.strip() for number in self.exclude.split(",") if number.strip()]
+        return re.compile("|".join(number.replace("*", "[0-9]*").replace("?", "[0-9]") for number in wanted) or "(?!)")
+
+    @property
+    def used_sources(self) -> frozenset[Source]:
+        """The sources that are on."""
+        return frozenset(Source(name.strip()) for name in self.sources.split(","))
 
 
 _PATH = r"^(/[A-Za-z0-9_./@+-]+)?$"
@@ -300,6 +321,39 @@ class FreeswitchSettings(Group):
 
 MOST_NETWORKS = 100
 """FreeSWITCH's limit for a list of networks that is written out (switch_core.c, switch_check_network_list_ip…)."""
+
+
+class BigBlueButtonSettings(Group):
+    """The node's BigBlueButton, where it is a source (``CALLYARD_NODE_SOURCES``)."""
+
+    table: ClassVar[str] = "bigbluebutton"
+
+    api_url: str = Field(
+        "http://127.0.0.1:8090/bigbluebutton/api", pattern=r"^https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?$",
+        description="BigBlueButton's API; the default is bbb-web itself, without the web server before it.",
+    )  # fmt: skip
+    secret: SecretStr = Field(description="The API's shared secret (bbb-conf --secret).")
+    redis_host: str = Field("127.0.0.1", description="Address of BigBlueButton's Redis.")
+    redis_port: int = Field(6379, ge=1, le=65535, description="TCP port of BigBlueButton's Redis.")
+    redis_password: SecretStr | None = Field(None, description="Password of Redis; BigBlueButton sets none.")
+    timeout_seconds: float = Field(5, gt=0, le=60, description="Seconds to wait for connections and answers.")
+    reconnect_max_seconds: float = Field(
+        10, gt=0, le=300,
+        description="Most seconds between two attempts to reach Redis or the API; they begin at a quarter second.",
+    )  # fmt: skip
+
+    @field_validator("secret", "redis_password")
+    @classmethod
+    def _one_line(cls, value: SecretStr | None) -> SecretStr | None:
+        return None if value is None else _require_one_line(value)
+
+    @field_validator("api_url")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if not parts.hostname or (parts.port is not None and not 0 < parts.port < 65536):
+            raise ValueError("is not a URL of the form http://127.0.0.1:8090/bigbluebutton/api")
+        return value.rstrip("/")
 
 
 class GatewaySettings(Group):
@@ -701,7 +755,7 @@ class PolicySettings(Group):
 
 G = TypeVar("G", bound=Group)
 GROUPS: tuple[type[Group], ...] = (
-    KafkaSettings, LogSettings, MetricsSettings, NodeSettings, EslSettings, FreeswitchSettings,
+    KafkaSettings, LogSettings, MetricsSettings, NodeSettings, EslSettings, BigBlueButtonSettings, FreeswitchSettings,
     GatewaySettings, AmiSettings, SipSettings, AsteriskSettings, StreamSettings, PolicySettings,
 )  # fmt: skip
 

@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 
 from callyard import log, tasks
-from callyard.settings import EslSettings, Group, KafkaSettings, LogSettings, MetricsSettings, NodeSettings, load
+from callyard.records import Source
+from callyard.settings import (
+    BigBlueButtonSettings,
+    EslSettings,
+    Group,
+    KafkaSettings,
+    LogSettings,
+    MetricsSettings,
+    NodeSettings,
+    SettingsError,
+    load,
+)
 from fs_hooks import worker
 
 app = typer.Typer(add_completion=False)
@@ -22,10 +33,21 @@ def hook(
         bool, typer.Option("--dry-run", help="Print the registrations as JSON lines instead of publishing them.")
     ] = False,
 ) -> None:
-    """Run this node's hook: tells Kafka which conferences run on its FreeSWITCH, until SIGTERM."""
-    groups: list[type[Group]] = [NodeSettings, EslSettings, LogSettings, MetricsSettings]
-    if not dry_run:
-        groups.append(KafkaSettings)
-    settings = load(*groups, config=config)
+    """Run this node's hook: tells Kafka which conferences run on it, until SIGTERM."""
+    settings = load(*_groups(config, dry_run=dry_run), config=config)
     log.configure(settings[LogSettings], "hook")
     tasks.run(partial(worker.run, settings=settings, dry_run=dry_run))
+
+
+def _groups(config: Path | None, *, dry_run: bool) -> list[type[Group]]:
+    """What has to be set: each source's own settings only where it is on."""
+    try:
+        sources = load(NodeSettings, config=config)[NodeSettings].used_sources
+    except SettingsError:  # told below with all others
+        sources = frozenset({Source.FREESWITCH})
+    groups: list[type[Group]] = [NodeSettings, LogSettings, MetricsSettings]
+    if Source.FREESWITCH in sources:
+        groups.append(EslSettings)
+    if Source.BIGBLUEBUTTON in sources:
+        groups.append(BigBlueButtonSettings)
+    return groups if dry_run else [*groups, KafkaSettings]

@@ -2,7 +2,8 @@
 
 Why it is apart from the event socket: FreeSWITCH must be read at full speed whatever Kafka does. `Publisher.offer`
 returns at once and only notes an instance's newest state; so what waits is bounded by the conferences that run or
-that Kafka was told of, however long Kafka is away. What Kafka was never told of is not unregistered either.
+that Kafka was told of, however long Kafka is away; of those, `MOST_IN_FLIGHT` at most are handed to the client before
+it has delivered some. What Kafka was never told of is not unregistered either.
 
 Order: an instance has one record in flight, so its records never overtake each other. Different instances don't wait
 for each other: a burst goes out as a few requests, and of a number that is created anew the new instance is registered
@@ -22,10 +23,10 @@ from aiokafka.errors import KafkaError, KafkaTimeoutError
 from prometheus_client import Gauge, Histogram
 
 from callyard.errors import CommandError
-from callyard.records import ConferenceRegistered, ConferenceUnregistered, Sent, Source
+from callyard.records import ConferenceRegistered, ConferenceUnregistered, Sent
 from callyard.sending import Sequence
 from callyard.settings import NodeSettings
-from fs_hooks.conferences import Change, Conference, Opened
+from fs_hooks.instances import Change, Conference, Opened
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +40,8 @@ DELIVERY_SECONDS = Histogram(
 STALL_SECONDS = 2.0
 """A delivery that takes longer than this is told to operators: some hundred times what it should take."""
 RETRY_SECONDS = 0.5
+MOST_IN_FLIGHT = 1000
+"""Records that the client holds at a time: what is handed to it can't be taken back when its conference ends."""
 
 
 class Outlet(Protocol):
@@ -93,7 +96,7 @@ class Publisher:
 
     def renew(self, conference: Conference) -> None:
         """Renew a registration's lease, unless something newer is on its way."""
-        if conference.instance_id not in self._waiting and conference.instance_id not in self._in_flight:
+        if conference.key not in self._waiting and conference.key not in self._in_flight:
             self._note(_Said(Opened(conference), time.monotonic(), renewal=True))
 
     async def settled(self) -> None:
@@ -114,14 +117,19 @@ class Publisher:
 
     async def drain(self, seconds: float) -> None:
         """Give what still waits this long to be delivered; `run` must have ended. Says what was left."""
-        await self._hand_over()
         try:
-            await asyncio.wait_for(self._settled.wait(), seconds)
+            await asyncio.wait_for(self._drain(), seconds)
         except asyncio.TimeoutError:
             log.warning("ended before Kafka took everything", waiting=self._count())
 
+    async def _drain(self) -> None:
+        while self._waiting or self._in_flight:
+            self._wake.clear()
+            await self._hand_over()
+            await self._wake.wait()
+
     def _note(self, said: _Said) -> None:
-        instance = said.change.conference.instance_id
+        instance = said.change.conference.key
         if not isinstance(said.change, Opened) and instance not in self._told:
             self._waiting.pop(instance, None)
         else:
@@ -133,7 +141,7 @@ class Publisher:
 
     async def _hand_over(self) -> None:
         for instance in [i for i in self._waiting if i not in self._in_flight]:
-            if time.monotonic() < self._not_before:
+            if time.monotonic() < self._not_before or len(self._in_flight) >= MOST_IN_FLIGHT:
                 return
             said = self._waiting.pop(instance, None)
             if said is None:  # taken back while an earlier hand-over waited
@@ -157,10 +165,10 @@ class Publisher:
         conference, seconds = said.change.conference, time.monotonic() - said.at
         if not isinstance(said.change, Opened):
             self._told.discard(instance)
-            log.info("conference unregistered", conference=conference.number, instance_id=instance,
+            log.info("conference unregistered", conference=conference.number, instance_id=conference.instance_id,
                      reason=said.change.reason.value, seconds=round(seconds, 4))  # fmt: skip
         elif not said.renewal:
-            log.info("conference registered", conference=conference.number, instance_id=instance,
+            log.info("conference registered", conference=conference.number, instance_id=conference.instance_id,
                      seconds=round(seconds, 4))  # fmt: skip
         if not said.renewal:
             DELIVERY_SECONDS.observe(seconds)
@@ -168,7 +176,7 @@ class Publisher:
             log.info("Kafka takes records again", seconds=round(time.monotonic() - self._stalled_since, 1))
             self._stalled_since = None
         self._changed()
-        if instance in self._waiting:
+        if self._waiting or not self._in_flight:
             self._wake.set()
 
     def _failed(self, instance: str, said: _Said, error: BaseException) -> None:
@@ -212,11 +220,11 @@ class Publisher:
         who = {
             "sender": f"hook:{self._node.id}",
             "conference": conference.number,
-            "source": Source.FREESWITCH,
+            "source": conference.source,
             "instance_id": conference.instance_id,
             "node_id": self._node.id,
         }
         if not isinstance(change, Opened):
             return ConferenceUnregistered.model_validate({**who, "reason": change.reason})
-        uri = self._node.uri_of(conference.number)
+        uri = self._node.uri_of(conference.number, conference.source)
         return ConferenceRegistered.model_validate({**who, "sip_uri": uri, "opened_at_ms": conference.opened_at_ms})

@@ -1,4 +1,4 @@
-"""The hook: follows one node's FreeSWITCH and keeps Kafka told of its conferences. Composed here, and only here.
+"""The hook: follows one node's sources and keeps Kafka told of its conferences. Composed here, and only here.
 
 What it must never do: keep a registration of a conference that can't be reached, drop one that runs because of a short
 cut of the connection, or wait for Kafka before it reads FreeSWITCH.
@@ -24,14 +24,22 @@ from prometheus_client import Counter, Gauge, start_http_server
 from callyard import clients, topics
 from callyard.errors import CommandError
 from callyard.notify import Notifier
-from callyard.records import Sent
-from callyard.renewals import Renewals
+from callyard.records import Sent, Source
 from callyard.sending import Sender
-from callyard.settings import EslSettings, KafkaSettings, Loaded, MetricsSettings, NodeSettings, SettingsError
+from callyard.settings import (
+    BigBlueButtonSettings,
+    EslSettings,
+    KafkaSettings,
+    Loaded,
+    MetricsSettings,
+    NodeSettings,
+    SettingsError,
+)
 from callyard.signing import Signer, SigningError
 from callyard.tasks import Tasks
 from fs_hooks import esl
 from fs_hooks.aside import Aside
+from fs_hooks.bigbluebutton import BigBlueButton
 from fs_hooks.client import (
     Backoff,
     CommandRefusedError,
@@ -43,11 +51,11 @@ from fs_hooks.client import (
 )
 from fs_hooks.conferences import MAINTENANCE, Change, Conferences, EventError, SnapshotError
 from fs_hooks.publisher import Printer, Publisher
+from fs_hooks.registrar import Registrar
 
 log = structlog.get_logger(__name__)
 
 CONNECTED = Gauge("callyard_hook_connected", "Whether FreeSWITCH is followed (1) or not (0).")
-CONFERENCES = Gauge("callyard_hook_conferences", "Conferences on this node that are registered.")
 LEFT_OUT = Gauge("callyard_hook_left_out", "Conferences that were not registered since the start.", ["reason"])
 EVENTS = Counter("callyard_hook_events", "Events that FreeSWITCH sent.")
 SNAPSHOTS = Counter("callyard_hook_snapshots", "Answers to 'conference json_list' that were reconciled with.")
@@ -65,15 +73,15 @@ class Hook:
     """Follows FreeSWITCH."""
 
     def __init__(
-        self, settings: EslSettings, node: NodeSettings, publisher: Publisher, aside: Aside, notifier: Notifier
+        self, settings: EslSettings, node: NodeSettings, registrar: Registrar, aside: Aside, notifier: Notifier
     ) -> None:
         self._settings = settings
         self._node = node
-        self._publisher = publisher
+        self._registrar = registrar
         self._aside = aside
         self._notifier = notifier
         self._conferences = Conferences(node.excluded)
-        self._snapshot_taken = asyncio.Event()
+        self._once_followed = False
         self._told: tuple[str, float] = ("", 0.0)
 
     async def follow(self) -> None:
@@ -96,10 +104,11 @@ class Hook:
             except EslError as error:
                 CONNECTED.set(0)
                 FAILURES.labels(type(error).__name__).inc()
-                if isinstance(error, WrongPasswordError) and not self._snapshot_taken.is_set():
+                if isinstance(error, WrongPasswordError) and not self._once_followed:
                     raise CommandError(str(error)) from None
                 if followed_since is None:
                     self._apply(self._conferences.lost(), time.monotonic())
+                    self._registrar.lost(Source.FREESWITCH)
                     self._tell("cannot follow FreeSWITCH, trying again", error)
                 else:
                     self._tell("connection to FreeSWITCH lost, connecting again", error)
@@ -107,19 +116,6 @@ class Hook:
                     backoff.reset()
                 else:
                     await asyncio.sleep(backoff.delay())
-
-    async def renew(self) -> None:
-        """Tell once that the hook is ready, then renew the leases of all registrations for ever."""
-        await self._snapshot_taken.wait()
-        await self._publisher.settled()
-        log.info("ready", conferences=len(self._conferences.live))
-        self._notifier.ready(self._following)
-        renewals = Renewals(self._node.renew_seconds)
-        while True:
-            await asyncio.sleep(renewals.tick_seconds)
-            live = {conference.instance_id: conference for conference in self._conferences.live.values()}
-            for instance_id in renewals.due(live, time.monotonic()):
-                self._publisher.renew(live[instance_id])
 
     def _take(self, frame: esl.Event | esl.UnknownFrame | esl.Unreadable) -> None:
         at = time.monotonic()
@@ -151,16 +147,15 @@ class Hook:
         self._apply(changes, at)
 
     def _apply(self, changes: list[Change], at: float) -> None:
-        for change in changes:
-            self._publisher.offer(change, at)
-        CONFERENCES.set(len(self._conferences.live))
+        self._registrar.apply(changes, at)
         for reason, count in self._conferences.left_out.items():
             LEFT_OUT.labels(reason).set(count)
 
     def _followed(self) -> None:
         CONNECTED.set(1)
         self._told = ("", 0.0)
-        self._snapshot_taken.set()
+        self._once_followed = True
+        self._registrar.followed(Source.FREESWITCH)
         self._notifier.status(self._following)
         log.info("following FreeSWITCH", conferences=len(self._conferences.live))
 
@@ -190,15 +185,19 @@ async def run(stop: asyncio.Event, settings: Loaded, *, dry_run: bool = False) -
         publisher = Publisher(Printer() if sender is None else sender, node)
         aside = Aside(sender)
         notifier = Notifier()
-        hook = Hook(settings[EslSettings], node, publisher, aside, notifier)
+        registrar = Registrar(node, publisher, notifier)
         tasks = Tasks()
         if notifier.watchdog_seconds is not None:
             tasks.start("watchdog", notifier.watch())
-        # Ended in the reverse order: FreeSWITCH is left before the publisher, so that what it said last is still sent.
+        # Ended in the reverse order: sources are left before the publisher, so that what they said last is still sent.
         tasks.start("publish", publisher.run())
         tasks.start("set-aside", aside.run())
-        tasks.start("renew", hook.renew())
-        tasks.start("follow", hook.follow())
+        tasks.start("renew", registrar.renew())
+        if Source.FREESWITCH in node.used_sources:
+            tasks.start("follow", Hook(settings[EslSettings], node, registrar, aside, notifier).follow())
+        if Source.BIGBLUEBUTTON in node.used_sources:
+            source = BigBlueButton(settings[BigBlueButtonSettings], node, registrar, aside)
+            tasks.start("follow-meetings", source.follow())
         try:
             await tasks.run(stop)
         finally:

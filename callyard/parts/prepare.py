@@ -1,4 +1,6 @@
-"""Finds Asterisk and SIPp on this machine, or prepares them once into the cache: ``python -m callyard.parts.prepare``.
+"""Finds Asterisk, SIPp and (for tests) Redis on this machine, or prepares them once into the cache.
+
+``python -m callyard.parts.prepare`` does it.
 
 What the machine has (on PATH, Asterisk from 20.10 on) is used. What it lacks comes from Debian, as a directory tree in
 the cache, in which it is run (see `confine`); nothing is installed into the system but ``mmdebstrap``, and that only
@@ -28,7 +30,7 @@ from callyard.cache import cache_folder, locked
 from callyard.errors import CommandError
 
 SUITE = "sid"
-PACKAGES = ("asterisk", "asterisk-core-sounds-en-gsm", "asterisk-moh-opsound-wav", "sip-tester")
+PACKAGES = ("asterisk", "asterisk-core-sounds-en-gsm", "asterisk-moh-opsound-wav", "sip-tester", "redis-server")
 DEFAULT_MIRROR = "http://deb.debian.org/debian"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 LEAST_ASTERISK = (20, 10)
@@ -94,6 +96,16 @@ def find() -> Parts | None:
     return Parts(
         asterisk, None if here else tree, Path(sipp or "/usr/bin/sipp"), None if sipp else tree, version
     )  # fmt: skip
+
+
+def redis_server() -> tuple[Path, Path | None]:
+    """Redis, and the tree that it is in where it isn't this machine's; for tests. Raises `PartMissingError`."""
+    here, tree = shutil.which("redis-server", path=os.environ.get("PATH", "") + SYSTEM_PROGRAMS), _tree()
+    if here:
+        return Path(here), None
+    if not (tree / STAMP).is_file():
+        raise PartMissingError("redis-server is neither on this machine nor prepared: install it, or run 'make setup'")
+    return Path("/usr/bin/redis-server"), tree
 
 
 def found() -> Parts:
