@@ -38,7 +38,7 @@ COMMANDS: dict[str, Command] = {
     "agent": Command("agents.command", "gateway", "Run this gateway's agent."),
     "hook": Command("fs_hooks.command", "node", "Run this node's hook."),
     "render": Command("callyard.render_command", "gateway", "Write the configuration of Asterisk."),
-    "schema": Command("callyard.schema_command", None, "Print the records' JSON Schema, or the settings' reference."),
+    "schema": Command("callyard.schema_command", None, "Print the records' JSON Schema, or all settings or metrics."),
     "demo": Command("callyard.demo.command", "embedded,gateway,stream", "Show the main job end to end."),
 }  # fmt: skip
 

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from callyard import log, tasks
-from callyard.settings import EslSettings, Group, KafkaSettings, LogSettings, MetricsSettings, NodeSettings, load
+from callyard import health, log
+from callyard.settings import EslSettings, Group, HealthSettings, KafkaSettings, LogSettings, NodeSettings, load
 from fs_hooks import worker
 
 app = typer.Typer(add_completion=False)
@@ -23,9 +23,9 @@ def hook(
     ] = False,
 ) -> None:
     """Run this node's hook: tells Kafka which conferences run on its FreeSWITCH, until SIGTERM."""
-    groups: list[type[Group]] = [NodeSettings, EslSettings, LogSettings, MetricsSettings]
+    groups: list[type[Group]] = [NodeSettings, EslSettings, LogSettings, HealthSettings]
     if not dry_run:
         groups.append(KafkaSettings)
     settings = load(*groups, config=config)
     log.configure(settings[LogSettings], "hook")
-    tasks.run(partial(worker.run, settings=settings, dry_run=dry_run))
+    health.run(settings[HealthSettings], partial(worker.run, settings=settings, dry_run=dry_run))

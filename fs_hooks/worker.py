@@ -15,16 +15,18 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter as CountOf
 from contextlib import AsyncExitStack
 
 import structlog
-from prometheus_client import Counter, Gauge, start_http_server
+from prometheus_client import Counter, Gauge
 
 from callyard import clients, topics
 from callyard.errors import CommandError
+from callyard.health import Health
 from callyard.renewals import Renewals
 from callyard.sending import Sender
-from callyard.settings import EslSettings, KafkaSettings, Loaded, MetricsSettings, NodeSettings
+from callyard.settings import EslSettings, KafkaSettings, Loaded, NodeSettings
 from callyard.tasks import Tasks
 from fs_hooks import esl
 from fs_hooks.aside import Aside
@@ -44,7 +46,7 @@ log = structlog.get_logger(__name__)
 
 CONNECTED = Gauge("callyard_hook_connected", "Whether FreeSWITCH is followed (1) or not (0).")
 CONFERENCES = Gauge("callyard_hook_conferences", "Conferences on this node that are registered.")
-LEFT_OUT = Gauge("callyard_hook_left_out", "Conferences that were not registered since the start.", ["reason"])
+LEFT_OUT = Counter("callyard_hook_left_out", "Conferences that are not registered by their name.", ["reason"])
 EVENTS = Counter("callyard_hook_events", "Events that FreeSWITCH sent.")
 SNAPSHOTS = Counter("callyard_hook_snapshots", "Answers to 'conference json_list' that were reconciled with.")
 FAILURES = Counter("callyard_hook_connection_failures", "Connections to FreeSWITCH that failed or broke.", ["error"])
@@ -68,6 +70,11 @@ class Hook:
         self._conferences = Conferences(node.excluded)
         self._snapshot_taken = asyncio.Event()
         self._told: tuple[str, float] = ("", 0.0)
+        self._left_out: CountOf[str] = CountOf()
+        self.following = False
+        """Whether there is a connection to FreeSWITCH whose snapshot was taken."""
+        self.published = False
+        """Whether Kafka has what the first snapshot told."""
 
     async def follow(self) -> None:
         """Follow FreeSWITCH for ever, across its restarts. Raises `CommandError` if at first it refuses the password.
@@ -87,6 +94,7 @@ class Hook:
                         await link.wait(self._node.snapshot_seconds)
                         await self._reconcile(link)
             except EslError as error:
+                self.following = False
                 CONNECTED.set(0)
                 FAILURES.labels(type(error).__name__).inc()
                 if isinstance(error, WrongPasswordError) and not self._snapshot_taken.is_set():
@@ -105,6 +113,7 @@ class Hook:
         """Tell once that the hook is ready, then renew the leases of all registrations for ever."""
         await self._snapshot_taken.wait()
         await self._publisher.settled()
+        self.published = True
         log.info("ready", conferences=len(self._conferences.live))
         renewals = Renewals(self._node.renew_seconds)
         while True:
@@ -147,9 +156,11 @@ class Hook:
             self._publisher.offer(change, at)
         CONFERENCES.set(len(self._conferences.live))
         for reason, count in self._conferences.left_out.items():
-            LEFT_OUT.labels(reason).set(count)
+            LEFT_OUT.labels(reason).inc(count - self._left_out[reason])
+            self._left_out[reason] = count
 
     def _followed(self) -> None:
+        self.following = True
         CONNECTED.set(1)
         self._told = ("", 0.0)
         self._snapshot_taken.set()
@@ -166,16 +177,16 @@ class Hook:
             self._aside.put(str(error), error.rubbish)
 
 
-async def run(stop: asyncio.Event, settings: Loaded, *, dry_run: bool = False) -> None:
+async def run(stop: asyncio.Event, health: Health, settings: Loaded, *, dry_run: bool = False) -> None:
     """Run the hook until ``stop``. A dry run prints the records to standard output and needs no Kafka."""
-    node, metrics = settings[NodeSettings], settings[MetricsSettings]
-    if metrics.port:
-        start_http_server(metrics.port, metrics.host)
+    node = settings[NodeSettings]
     async with AsyncExitStack() as stack:
         sender = None if dry_run else await _sender(stack, settings[KafkaSettings], node)
         publisher = Publisher(Printer() if sender is None else sender, node)
         aside = Aside(sender)
         hook = Hook(settings[EslSettings], node, publisher, aside)
+        health.require("FreeSWITCH is followed", lambda: hook.following)
+        health.require("all conferences of the first snapshot are registered", lambda: hook.published)
         tasks = Tasks()
         # Ended in the reverse order: FreeSWITCH is left before the publisher, so that what it said last is still sent.
         tasks.start("publish", publisher.run())
