@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import typer
-from prometheus_client import start_http_server
 
 from agents import worker
-from callyard import log, tasks
+from callyard import health, log
 from callyard.options import ConfigOption
-from callyard.settings import LogSettings, MetricsSettings, load
+from callyard.settings import HealthSettings, LogSettings, load
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -19,9 +18,6 @@ def agent(config: ConfigOption = None) -> None:
 
     Two agents of one gateway (the same CALLYARD_GATEWAY_ID) are replicas: one speaks, the other stands by.
     """
-    settings = load(*worker.GROUPS, LogSettings, MetricsSettings, config=config)
+    settings = load(*worker.GROUPS, LogSettings, HealthSettings, config=config)
     log.configure(settings[LogSettings], "agent")
-    metrics = settings[MetricsSettings]
-    if metrics.port:
-        start_http_server(metrics.port, metrics.host)
-    tasks.run(lambda stop: worker.work(settings, stop))
+    health.run(settings[HealthSettings], lambda stop, told: worker.work(settings, stop, told))

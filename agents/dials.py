@@ -66,6 +66,7 @@ POLL_MS = 100
 
 INSTRUCTIONS = Counter("callyard_agent_instructions", "Dial instructions, by what became of them.", ["outcome"])
 OWNER = Gauge("callyard_agent_owner", "1 where this process speaks for its gateway, 0 where it stands by.")
+LAG = Gauge("callyard_agent_lag", "Instructions in the gateway's partition that are not carried out or refused yet.")
 
 
 def group_of(settings: KafkaSettings, gateway_id: str) -> str:
@@ -106,10 +107,15 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         self._bug: BaseException | None = None
         self.joined = asyncio.Event()
         """Set once the group has said whether this process speaks for the gateway."""
+        LAG.set_function(self._lag)
 
     @property
     def owner(self) -> bool:
         return self._owner
+
+    def _lag(self) -> int:
+        end = self._consumer.highwater(self._partition) if self._owner and self._consumer is not None else None
+        return max(0, (end or 0) - self._inbox.committable) if self._owner else 0
 
     # --- the group
 

@@ -11,6 +11,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 import orjson
@@ -31,8 +32,8 @@ log = structlog.get_logger(__name__)
 
 FIRST_RETRY_SECONDS = 0.25
 
-EVENTS = Counter("callyard_ami_events", "Events read from Asterisk that concern callers.", ["event"])
-SESSIONS = Counter("callyard_ami_sessions", "Sessions with Asterisk's manager interface.", ["outcome"])
+EVENTS = Counter("callyard_agent_ami_events", "Events read from Asterisk that concern callers.", ["event"])
+SESSIONS = Counter("callyard_agent_ami_sessions", "Sessions with Asterisk's manager interface.", ["outcome"])
 CALLS = Gauge("callyard_agent_calls", "Live calls at this gateway, by what they do.", ["phase"])
 
 
@@ -51,6 +52,11 @@ class Gateway:
         self._snapshot_wanted = asyncio.Event()
         self._began = False
         self._told: set[str] = set()
+        for phase in Phase:
+            CALLS.labels(phase.name.lower()).set_function(partial(self._count, phase))
+
+    def _count(self, phase: Phase) -> int:
+        return sum(call.phase is phase for call in self._mirror.calls.values())
 
     def want_snapshot(self) -> None:
         """Take a snapshot now: something is in doubt."""
@@ -146,8 +152,6 @@ class Gateway:
         renewed = self.session is not session
         records = self._mirror.reconcile(snapshot, renewed=renewed, now_ms=time.time_ns() // 1_000_000)
         self._publisher.say(records)
-        for phase in Phase:
-            CALLS.labels(phase.name.lower()).set(sum(call.phase is phase for call in self._mirror.calls.values()))
         if renewed:
             SESSIONS.labels("synced").inc()
             log.info("snapshot taken", calls=len(self._mirror.calls), parked=len(snapshot.parked))

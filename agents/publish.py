@@ -50,7 +50,7 @@ RETRY_SECONDS = 1.0
 STALL_SECONDS = 3.0
 """A delivery that takes longer is an outage: an idempotent producer retries by itself, for ever and without a word."""
 
-BEHIND = Counter("callyard_agent_behind", "Times that Kafka took no records, so that all was announced anew later.")
+BEHIND = Counter("callyard_agent_outages", "Times that Kafka took no records, so that all was announced anew later.")
 
 
 class Rejected:

@@ -25,6 +25,7 @@ from callyard import topics as all_topics
 from callyard.broker_clock import BrokerClock
 from callyard.errors import CommandError
 from callyard.fence import Fence
+from callyard.health import Health
 from callyard.nodes import AllowedNodes
 from callyard.records import CallerForm
 from callyard.settings import AmiSettings, GatewaySettings, KafkaSettings, Loaded
@@ -36,7 +37,7 @@ GROUPS = (KafkaSettings, GatewaySettings, AmiSettings)
 """The settings that an agent needs."""
 
 
-async def work(settings: Loaded, stop: asyncio.Event) -> None:
+async def work(settings: Loaded, stop: asyncio.Event, health: Health) -> None:
     """Run one gateway's agent until ``stop`` is set.
 
     Raises `callyard.topics.TopicsError` or `callyard.clients.KafkaUnreachableError` at the start, and `CommandError`
@@ -54,6 +55,10 @@ async def work(settings: Loaded, stop: asyncio.Event) -> None:
     gateway = Gateway(settings[AmiSettings], gateway_settings, mirror, publisher)
     nodes = AllowedNodes(gateway_settings.nodes)
     dials = Dials(kafka, topics, gateway_settings.id, mirror, gateway, publisher, fence, clock, nodes)
+
+    health.require("Asterisk's calls are known (manager session, snapshot)", gateway.synced.is_set)
+    health.require("the group has said who speaks for the gateway", lambda: dials.joined.is_set() and fence.holds)
+    health.require("the owner has announced all calls", lambda: not dials.owner or publisher.announced.is_set())
 
     tasks = Tasks()
     tasks.start("publish", publisher.run())

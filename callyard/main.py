@@ -40,7 +40,7 @@ COMMANDS: dict[str, Command] = {
     "doctor": Command("callyard.doctor_command", None, "Look at what is installed, and say what to do."),
     "render": Command("callyard.render_command", "gateway", "Write the configuration of Asterisk or FreeSWITCH."),
     "keys": Command("callyard.keys_command", None, "Make the key by which a node signs its registrations."),
-    "schema": Command("callyard.schema_command", None, "Print the records' JSON Schema, or the settings' reference."),
+    "schema": Command("callyard.schema_command", None, "Print the records' JSON Schema, or all settings or metrics."),
     "demo": Command("callyard.demo.command", "embedded,gateway,stream", "Show the main job end to end."),
 }  # fmt: skip
 

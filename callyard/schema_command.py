@@ -1,7 +1,7 @@
-"""``callyard schema``: the contract for machines (JSON Schema of every record) and the reference of all settings.
+"""``callyard schema``: the contract for machines (JSON Schema of every record), the reference of settings and metrics.
 
-``docs/schema.json`` and ``docs/settings.md`` are what it prints; a test fails when they differ, so that neither the
-contract nor the settings change unseen. ``make docs`` writes them anew.
+``docs/schema.json``, ``docs/settings.md`` and ``docs/metrics.md`` are what it prints; a test fails when they differ, so
+that neither the contract nor a setting or metric changes unseen. ``make docs`` writes them anew.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import typer
 from pydantic import TypeAdapter
 from pydantic.json_schema import models_json_schema
 
-from callyard import records, settings
+from callyard import metrics_reference, records, settings
 from callyard.records import Record
 
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -42,9 +42,15 @@ TOPICS: dict[str, tuple[TypeAdapter[Any], tuple[type[Record], ...]]] = {
 @app.command(name="schema")
 def command(
     settings: Annotated[bool, typer.Option("--settings", help="Print the settings' reference (Markdown).")] = False,
-) -> None:  # fmt: skip
-    """Print the JSON Schema of all records by topic, or the reference of all settings as Markdown."""
-    typer.echo(settings_reference() if settings else schema_text(), nl=False)
+    metrics: Annotated[
+        bool, typer.Option("--metrics", help="Print the metrics' reference (Markdown); needs all workers installed.")
+    ] = False,
+) -> None:
+    """Print the JSON Schema of all records by topic, or the reference of all settings or metrics as Markdown."""
+    if metrics:
+        typer.echo(metrics_reference.reference(), nl=False)
+    else:
+        typer.echo(settings_reference() if settings else schema_text(), nl=False)
 
 
 def schema() -> dict[str, Any]:

@@ -141,13 +141,18 @@ class LogSettings(Group):
     )
 
 
-class MetricsSettings(Group):
-    """Where Prometheus may read a worker's counters."""
+class HealthSettings(Group):
+    """Where a worker answers ``/healthz``, ``/readyz`` and ``/metrics`` (Prometheus), without TLS or passwords."""
 
-    table: ClassVar[str] = "metrics"
+    table: ClassVar[str] = "health"
 
-    host: str = Field("127.0.0.1", description="Address that the metrics are served on.")
-    port: int = Field(0, ge=0, le=65535, description="TCP port that the metrics are served on; 0: not served.")
+    host: str = Field("127.0.0.1", description="Address that a worker's health and metrics are served on.")
+    port: int = Field(
+        0, ge=0, le=65533,
+        description="TCP port that a worker's health and metrics are served on (0: not served); workers of one machine"
+        " need different ones: by custom stream 9101, agent 9102, hook 9103. `callyard up` takes this one for the"
+        " stream, the next for the agent, and the one after that for the hook.",
+    )  # fmt: skip
 
 
 class NodeSettings(Group):
@@ -755,7 +760,7 @@ class PolicySettings(Group):
 
 G = TypeVar("G", bound=Group)
 GROUPS: tuple[type[Group], ...] = (
-    KafkaSettings, LogSettings, MetricsSettings, NodeSettings, EslSettings, BigBlueButtonSettings, FreeswitchSettings,
+    KafkaSettings, LogSettings, HealthSettings, NodeSettings, EslSettings, BigBlueButtonSettings, FreeswitchSettings,
     GatewaySettings, AmiSettings, SipSettings, AsteriskSettings, StreamSettings, PolicySettings,
 )  # fmt: skip
 

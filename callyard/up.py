@@ -25,10 +25,10 @@ from callyard.settings import (
     EslSettings,
     GatewaySettings,
     Group,
+    HealthSettings,
     KafkaSettings,
     Loaded,
     LogSettings,
-    MetricsSettings,
     NodeSettings,
     PolicySettings,
     SettingsError,
@@ -74,7 +74,7 @@ def command(
     CALLYARD_NODE_… setting is given. A worker that ends is started again. Settings are all checked first.
     """
     parts = [part for part in (STREAM, AGENT, HOOK) if not part.wanted_by or given(*part.wanted_by, config=config)]
-    groups: list[type[Group]] = [KafkaSettings, LogSettings, MetricsSettings]
+    groups: list[type[Group]] = [KafkaSettings, LogSettings, HealthSettings]
     settings = load(*groups, *(group for part in parts for group in part.groups), config=config)
     port = _own_port(settings[KafkaSettings]) if kafka else None
     for part in parts:
@@ -120,13 +120,21 @@ async def _run_workers(
         running.start("kafka", _keep_kafka(kafka, stop))
     for part in (STREAM, AGENT, HOOK):
         if part in parts:
-            child = worker(part.command, *(["--config", str(config)] if config else []))
+            child = worker(
+                part.command, *(["--config", str(config)] if config else []), environment=_port_of(part, settings)
+            )
             running.start(part.command, _keep(child, stop))
         else:
             missing = " or ".join(f"CALLYARD_{group.table.upper()}_…" for group in part.wanted_by)
             _say(part.command, f"left out: no {missing} setting is given (docs/settings.md)")
     _say("up", "Ctrl-C ends all of it")
     await running.run(stop)
+
+
+def _port_of(part: Part, settings: Loaded) -> dict[str, str]:
+    """The variable by which a worker of this machine serves its health on a port of its own."""
+    port = settings[HealthSettings].port
+    return {HealthSettings.variable("port"): str(port + (STREAM, AGENT, HOOK).index(part))} if port else {}
 
 
 async def _keep(child: Child, stop: asyncio.Event) -> None:

@@ -8,15 +8,15 @@ from typing import Annotated
 
 import typer
 
-from callyard import log, tasks
+from callyard import health, log
 from callyard.records import Source
 from callyard.settings import (
     BigBlueButtonSettings,
     EslSettings,
     Group,
+    HealthSettings,
     KafkaSettings,
     LogSettings,
-    MetricsSettings,
     NodeSettings,
     SettingsError,
     load,
@@ -36,7 +36,7 @@ def hook(
     """Run this node's hook: tells Kafka which conferences run on it, until SIGTERM."""
     settings = load(*_groups(config, dry_run=dry_run), config=config)
     log.configure(settings[LogSettings], "hook")
-    tasks.run(partial(worker.run, settings=settings, dry_run=dry_run))
+    health.run(settings[HealthSettings], partial(worker.run, settings=settings, dry_run=dry_run))
 
 
 def _groups(config: Path | None, *, dry_run: bool) -> list[type[Group]]:
@@ -45,7 +45,7 @@ def _groups(config: Path | None, *, dry_run: bool) -> list[type[Group]]:
         sources = load(NodeSettings, config=config)[NodeSettings].used_sources
     except SettingsError:  # told below with all others
         sources = frozenset({Source.FREESWITCH})
-    groups: list[type[Group]] = [NodeSettings, LogSettings, MetricsSettings]
+    groups: list[type[Group]] = [NodeSettings, LogSettings, HealthSettings]
     if Source.FREESWITCH in sources:
         groups.append(EslSettings)
     if Source.BIGBLUEBUTTON in sources:

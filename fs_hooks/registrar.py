@@ -34,6 +34,8 @@ class Registrar:
         self._renew_seconds = node.renew_seconds
         self._merge = Merge(node.used_sources, through_freeswitch=not node.meeting_sip_uri)
         self._begun = asyncio.Event()
+        self.published = False
+        """Whether Kafka has what the first snapshots told."""
 
     @property
     def live(self) -> Mapping[str, Conference]:
@@ -56,6 +58,7 @@ class Registrar:
         """Tell once that the hook is ready, then renew the leases of all registrations for ever."""
         await self._begun.wait()
         await self._publisher.settled()
+        self.published = True
         log.info("ready", conferences=len(self.live))
         self._notifier.ready("following the node's sources")
         renewals = Renewals(self._renew_seconds)

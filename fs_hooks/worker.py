@@ -15,14 +15,16 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter as CountOf
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import structlog
-from prometheus_client import Counter, Gauge, start_http_server
+from prometheus_client import Counter, Gauge
 
 from callyard import clients, topics
 from callyard.errors import CommandError
+from callyard.health import Health
 from callyard.notify import Notifier
 from callyard.records import Sent, Source
 from callyard.sending import Sender
@@ -31,7 +33,6 @@ from callyard.settings import (
     EslSettings,
     KafkaSettings,
     Loaded,
-    MetricsSettings,
     NodeSettings,
     SettingsError,
 )
@@ -56,7 +57,7 @@ from fs_hooks.registrar import Registrar
 log = structlog.get_logger(__name__)
 
 CONNECTED = Gauge("callyard_hook_connected", "Whether FreeSWITCH is followed (1) or not (0).")
-LEFT_OUT = Gauge("callyard_hook_left_out", "Conferences that were not registered since the start.", ["reason"])
+LEFT_OUT = Counter("callyard_hook_left_out", "Conferences that are not registered by their name.", ["reason"])
 EVENTS = Counter("callyard_hook_events", "Events that FreeSWITCH sent.")
 SNAPSHOTS = Counter("callyard_hook_snapshots", "Answers to 'conference json_list' that were reconciled with.")
 FAILURES = Counter("callyard_hook_connection_failures", "Connections to FreeSWITCH that failed or broke.", ["error"])
@@ -83,6 +84,9 @@ class Hook:
         self._conferences = Conferences(node.excluded)
         self._once_followed = False
         self._told: tuple[str, float] = ("", 0.0)
+        self._left_out: CountOf[str] = CountOf()
+        self.following = False
+        """Whether there is a connection to FreeSWITCH whose snapshot was taken."""
 
     async def follow(self) -> None:
         """Follow FreeSWITCH for ever, across its restarts. Raises `CommandError` if at first it refuses the password.
@@ -102,6 +106,7 @@ class Hook:
                         await link.wait(self._node.snapshot_seconds)
                         await self._reconcile(link)
             except EslError as error:
+                self.following = False
                 CONNECTED.set(0)
                 FAILURES.labels(type(error).__name__).inc()
                 if isinstance(error, WrongPasswordError) and not self._once_followed:
@@ -149,9 +154,11 @@ class Hook:
     def _apply(self, changes: list[Change], at: float) -> None:
         self._registrar.apply(changes, at)
         for reason, count in self._conferences.left_out.items():
-            LEFT_OUT.labels(reason).set(count)
+            LEFT_OUT.labels(reason).inc(count - self._left_out[reason])
+            self._left_out[reason] = count
 
     def _followed(self) -> None:
+        self.following = True
         CONNECTED.set(1)
         self._told = ("", 0.0)
         self._once_followed = True
@@ -175,17 +182,16 @@ class Hook:
             self._aside.put(str(error), error.rubbish)
 
 
-async def run(stop: asyncio.Event, settings: Loaded, *, dry_run: bool = False) -> None:
+async def run(stop: asyncio.Event, health: Health, settings: Loaded, *, dry_run: bool = False) -> None:
     """Run the hook until ``stop``. A dry run prints the records to standard output and needs no Kafka."""
-    node, metrics = settings[NodeSettings], settings[MetricsSettings]
-    if metrics.port:
-        start_http_server(metrics.port, metrics.host)
+    node = settings[NodeSettings]
     async with AsyncExitStack() as stack:
         sender = None if dry_run else await _sender(stack, settings[KafkaSettings], node)
         publisher = Publisher(Printer() if sender is None else sender, node)
         aside = Aside(sender)
         notifier = Notifier()
         registrar = Registrar(node, publisher, notifier)
+        health.require("all conferences of the first snapshot are registered", lambda: registrar.published)
         tasks = Tasks()
         if notifier.watchdog_seconds is not None:
             tasks.start("watchdog", notifier.watch())
@@ -194,7 +200,9 @@ async def run(stop: asyncio.Event, settings: Loaded, *, dry_run: bool = False) -
         tasks.start("set-aside", aside.run())
         tasks.start("renew", registrar.renew())
         if Source.FREESWITCH in node.used_sources:
-            tasks.start("follow", Hook(settings[EslSettings], node, registrar, aside, notifier).follow())
+            hook = Hook(settings[EslSettings], node, registrar, aside, notifier)
+            health.require("FreeSWITCH is followed", lambda: hook.following)
+            tasks.start("follow", hook.follow())
         if Source.BIGBLUEBUTTON in node.used_sources:
             source = BigBlueButton(settings[BigBlueButtonSettings], node, registrar, aside)
             tasks.start("follow-meetings", source.follow())

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from prometheus_client import start_http_server
 
 from callyard import log
-from callyard.settings import KafkaSettings, LogSettings, MetricsSettings, PolicySettings, StreamSettings, load
+from callyard.settings import HealthSettings, KafkaSettings, LogSettings, PolicySettings, StreamSettings, load
 from streams import worker
 
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -23,9 +22,6 @@ def stream(
 
     Any number of workers share the partitions. Ends at SIGTERM after the decisions under way.
     """
-    settings = load(KafkaSettings, StreamSettings, PolicySettings, LogSettings, MetricsSettings, config=config)
+    settings = load(KafkaSettings, StreamSettings, PolicySettings, LogSettings, HealthSettings, config=config)
     log.configure(settings[LogSettings], "stream")
-    metrics = settings[MetricsSettings]
-    if metrics.port:
-        start_http_server(metrics.port, metrics.host)
     worker.run(settings)

@@ -19,28 +19,20 @@ from typing import Any, Protocol
 
 import structlog
 from aiokafka import AIOKafkaProducer
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter
 
 from callyard.broker_clock import BrokerClock
 from callyard.fence import Fence
 from callyard.records import DeadlinePassed
 from callyard.sending import Sequence as SenderSequence
 from callyard.topics import Topics
+from streams import meters
 from streams.partition import Group, Input, Partition
 from streams.policy import Policy
 
 log = structlog.get_logger(__name__)
 
-DECIDED = Counter("callyard_decisions", "Inputs decided.", ["type", "outcome"])
-GROUP_SIZE = Histogram("callyard_group_inputs", "Inputs decided as one group.", buckets=(1, 2, 5, 10, 50, 100, 500))
-DELIVERED = Histogram(
-    "callyard_delivered_seconds",
-    "Seconds from taking a group of inputs to the delivery of its outputs.",
-    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2, 10),
-)
-HELD = Gauge("callyard_timers_held", "Timers that wait for inputs written before them.")
-HOLES = Counter("callyard_input_holes", "Times that offsets of an input held no record.", ["topic"])
-OWNED = Gauge("callyard_partitions_owned", "Partitions that this worker owns.")
+HOLES = Counter("callyard_stream_input_holes", "Times that offsets of an input held no record.", ["topic"])
 
 ASK_AGAIN_SECONDS = 5.0
 """A timer that was published and not yet read is published again after this time."""
@@ -123,8 +115,7 @@ class Engine:
             self._read.clear()
             while not self._queue.empty():
                 self._queue.get_nowait()
-            OWNED.set(0)
-            HELD.set(0)
+            meters.clear()
 
     async def recover(self, generation: int, rows: Mapping[int, Sequence[tuple[bytes, bytes]]]) -> None:
         """Take over partitions with the rows that their changelogs hold, and say what was left unsaid."""
@@ -143,7 +134,7 @@ class Engine:
                 self._partitions.clear()
                 return
             await self._carry_out(groups)
-            OWNED.set(len(rows))
+            meters.owned(self._partitions.values())
             log.info("partitions taken over", partitions=sorted(rows), generation=generation)
 
     def applied(self) -> Mapping[tuple[str, int], int]:
@@ -221,10 +212,9 @@ class Engine:
             for event in acks:
                 event.ack()
             for _, group in groups:
-                GROUP_SIZE.observe(group.consumed)
-                for kind, outcome in group.outcomes:
-                    DECIDED.labels(kind, outcome).inc()
-            DELIVERED.observe(time.monotonic() - began)
+                meters.decided(group)
+            meters.GROUP_SECONDS.observe(time.monotonic() - began)
+            meters.owned(self._partitions.values())
             fresh = left
             self._wake_for_due()
 
@@ -254,7 +244,7 @@ class Engine:
                 ready.append(event)
         if held:
             self._held[partition.number] = held
-        HELD.set(sum(map(len, self._held.values())))
+        meters.HELD.set(sum(map(len, self._held.values())))
         for event in ready:
             if event.message.topic == timers and event.message.key is not None:
                 key = (partition.number, event.message.key.decode(errors="replace"))

@@ -36,6 +36,7 @@ from callyard.records import (
     parse,
 )
 from callyard.topics import Topics, partition_of
+from streams.census import Census, Facts
 from streams.decide import decide
 from streams.desk import Desk
 from streams.journal import entry, stamped
@@ -79,8 +80,8 @@ class Group:
     outputs: tuple[Output, ...]
     consumed: int
     """How many of the given inputs it covers."""
-    outcomes: tuple[tuple[str, str], ...] = ()
-    """Event type and outcome of each, for counting."""
+    facts: Facts = dataclasses.field(default_factory=Facts)
+    """What it brought about, for counting."""
 
 
 class GapError(RuntimeError):
@@ -95,6 +96,7 @@ class Partition:
         self.desks: dict[str, Desk] = {}
         self.applied: dict[str, int] = {}
         self.epoch = 0
+        self.census = Census()
         self.outbox: tuple[Output, ...] = ()
         self._due: SortedSet[tuple[int, str]] = SortedSet()
         self._due_of: dict[str, int] = {}
@@ -122,6 +124,7 @@ class Partition:
             desk.load(decode(kind, value))
         for conference in self.desks:
             self._index(conference)
+        self.census.load(self.desks.values())
 
     def _load_position(self, value: bytes) -> None:
         content = orjson.loads(value)
@@ -156,7 +159,7 @@ class Partition:
         """Decide inputs in their order and fold them. Raises `GapError` where one was skipped."""
         rows: dict[bytes, bytes | None] = {}
         outputs: list[Output] = []
-        outcomes: list[tuple[str, str]] = []
+        facts = Facts()
         items: list[bytes] = []
         consumed = size = 0
         for given in inputs:
@@ -170,7 +173,7 @@ class Partition:
                     f"{given.topic}-{self.number}: offset {given.offset} came after {applied}; some are missing"
                 )
             said, written = len(outputs), dict[bytes, bytes | None]()
-            outcomes.append(self._one(given, written, outputs))
+            self._one(given, written, outputs, facts)
             self.applied[given.topic] = given.offset
             consumed += 1
             rows.update(written)
@@ -178,14 +181,16 @@ class Partition:
             size += sum(len(key) + len(value or b"") for key, value in written.items())
             size += sum(map(len, items[said:]))
         rows[position_key(self.number)] = self._position(items)
-        return Group(rows, tuple(outputs), consumed, tuple(outcomes))
+        return Group(rows, tuple(outputs), consumed, facts)
 
-    def _one(self, given: Input, rows: dict[bytes, bytes | None], outputs: list[Output]) -> tuple[str, str]:
+    def _one(self, given: Input, rows: dict[bytes, bytes | None], outputs: list[Output], facts: Facts) -> None:
         try:
             event = self._read(given)
         except RecordError as error:
             outputs.append(self._rejected(given, str(error)))
-            return "unreadable", "rejected"
+            facts.outcomes["unreadable", "rejected"] += 1
+            facts.rejected[given.topic] += 1
+            return
         desk = self.desks.get(event.conference)
         if desk is None:
             desk = self.desks[event.conference] = Desk(event.conference)
@@ -197,6 +202,8 @@ class Partition:
         ).encode()
         changes = decision.changes
         changes = dataclasses.replace(changes, desk=dataclasses.replace(changes.desk, head=digest(value)))
+        facts.note(event, decision, desk)
+        self.census.follow(desk, changes)
         desk.apply(changes)
         for instruction in instructions:
             key = instruction.gateway_id.encode()
@@ -216,7 +223,6 @@ class Partition:
         if changes.retired:
             del self.desks[conference]
         self._index(conference)
-        return event.type, decision.outcome
 
     def _read(self, given: Input) -> InputRecord:
         event: InputRecord = parse(self._adapters[given.topic], given.value)

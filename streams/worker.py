@@ -23,11 +23,12 @@ import faust
 import structlog
 from aiokafka import AIOKafkaProducer
 from faust.types import TP
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 
-from callyard import clients, tasks, topics
+from callyard import clients, health, topics
 from callyard.fence import Fence, FencedError, fence_producer
-from callyard.settings import KafkaSettings, Loaded, PolicySettings, SecurityProtocol, StreamSettings
+from callyard.health import Health
+from callyard.settings import HealthSettings, KafkaSettings, Loaded, PolicySettings, SecurityProtocol, StreamSettings
 from callyard.topics import DESK_TABLE, Topics, stream_id
 from streams.engine import Engine
 from streams.faust_guards import GuardedApp
@@ -36,8 +37,17 @@ from streams.rows import split_key
 
 log = structlog.get_logger(__name__)
 
-SKIPPED = Counter("callyard_inputs_removed", "Inputs that retention removed before they were decided.", ["topic"])
-SHORTER = Counter("callyard_inputs_shorter", "Times that an input was shorter than what was decided.", ["topic"])
+SKIPPED = Counter(
+    "callyard_stream_inputs_removed", "Inputs that retention removed before they were decided.", ["topic"]
+)
+SHORTER = Counter("callyard_stream_inputs_shorter", "Times that an input was shorter than what was decided.", ["topic"])
+LAG = Gauge(
+    "callyard_stream_lag", "Records of an input in this worker's partitions that are not decided yet.", ["topic"]
+)
+RECOVERY_SECONDS = Gauge(
+    "callyard_stream_recovery_seconds", "Seconds from the beginning of the last rebalance to this worker being ready."
+)
+REBALANCES = Counter("callyard_stream_rebalances", "Times that the group gave out its partitions anew.")
 EXIT_FAILED = 70
 BATCH_BYTES = topics.CHANGELOG_MAX_BYTES - 100_000
 OUTPUT_BATCH_BYTES = 400_000
@@ -115,6 +125,9 @@ class Worker:
         )
         self.app.agent(inputs, name="desks", concurrency=1)(self._pump)
         self._assigned_in = -1
+        self._revoked_at = time.monotonic()
+        self.settled = False
+        """Whether the group's partitions are given out and those of this worker recovered."""
         self.app.on_partitions_revoked.connect(self._on_revoked, weak=False)
         self.app.on_partitions_assigned.connect(self._on_assigned, weak=False)
         self.app.on_before_shutdown.connect(self._on_shutdown, weak=False)
@@ -178,6 +191,8 @@ class Worker:
             await self.engine.put(event)
 
     async def _on_revoked(self, *_: Any, **__: Any) -> None:
+        self._revoked_at = time.monotonic()
+        self.settled = False
         await self.engine.revoke()
 
     async def _on_assigned(self, *_: Any, **__: Any) -> None:
@@ -233,7 +248,12 @@ class Worker:
         return positions
 
     def _on_ready(self) -> None:
-        log.info("ready", partitions=len({tp.partition for tp in self.app.consumer.assignment()}))
+        self.settled = True
+        seconds = time.monotonic() - self._revoked_at
+        REBALANCES.inc()
+        RECOVERY_SECONDS.set(seconds)
+        log.info("ready", partitions=len({tp.partition for tp in self.app.consumer.assignment()}),
+                 seconds=round(seconds, 3))  # fmt: skip
 
     async def _on_shutdown(self, *_: Any, **__: Any) -> None:
         await self.engine.revoke()
@@ -247,6 +267,13 @@ class Worker:
     def generation(self) -> int:
         # A rebalance is counted the moment it begins; the assignment that ends it is what may be spoken for.
         return self.app.consumer_generation_id if self._assigned_in == self.app.rebalancing_count else -1
+
+    def lag(self, topic: str) -> int:
+        """How many records of an input are there that are not decided, as far as the last fetches have told."""
+        applied = self.engine.applied() if self.settled else {}
+        ends = ((self.app.consumer.highwater(TP(name, number)), at) for (name, number), at in applied.items()
+                if name == topic)  # fmt: skip
+        return sum(max(0, (end or 0) - at - 1) for end, at in ends)
 
     async def ends(self, names: Iterable[str], partition: int) -> Mapping[str, int]:
         tps = [TP(name, partition) for name in names]
@@ -281,9 +308,13 @@ async def _check(settings: Loaded) -> None:
         await topics.check(admin, kafka)
 
 
-async def _main(settings: Loaded, stop: asyncio.Event) -> None:
+async def _main(settings: Loaded, stop: asyncio.Event, told: Health) -> None:
     await _check(settings)
     worker = Worker(settings)
+    told.require("partitions are assigned and their table is recovered", lambda: worker.settled)
+    told.require("the group has lately confirmed this worker", lambda: worker.fence.holds)
+    for topic in worker.topics.inputs:
+        LAG.labels(topic.name).set_function(functools.partial(worker.lag, topic.name))
     worker.app.in_worker = True
     starting = asyncio.create_task(worker.app.start(), name="faust")
     crashed = asyncio.create_task(worker.app.wait_until_stopped(), name="faust stopped")
@@ -306,4 +337,4 @@ def _quieten_faust() -> None:
 def run(settings: Loaded) -> None:
     """Run a stream worker until SIGTERM or SIGINT. Raises what `topics.check` raises; other errors end the process."""
     _quieten_faust()
-    tasks.run(functools.partial(_main, settings))
+    health.run(settings[HealthSettings], functools.partial(_main, settings))

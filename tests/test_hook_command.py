@@ -62,9 +62,10 @@ async def test_metrics_are_served_where_a_port_is_set(tmp_path: Path) -> None:
     async with FreeSwitch() as freeswitch:
         freeswitch.open("41111")
         freeswitch.open("lobby")
-        child = hook(None, freeswitch.port, tmp_path / "log", "--dry-run", METRICS_PORT=str(port))
+        child = hook(None, freeswitch.port, tmp_path / "log", "--dry-run", HEALTH_PORT=str(port))
         async with running(child):
             text = await asyncio.to_thread(fetch, f"http://127.0.0.1:{port}/metrics")
     for line in ("callyard_hook_connected 1.0", "callyard_hook_conferences 1.0",
-                 'callyard_hook_left_out{reason="not-a-number"} 1.0', "callyard_hook_snapshots_total 1.0"):  # fmt: skip
+                 'callyard_hook_left_out_total{reason="not-a-number"} 1.0',
+                 "callyard_hook_snapshots_total 1.0"):  # fmt: skip
         assert line in text
