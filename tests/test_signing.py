@@ -123,6 +123,7 @@ def test_an_end_is_no_beginning() -> None:
         (f"node-1 {base64.b64encode(b'short').decode()} 192.0.2.1", "is no public key"),
         (f"node-1 {ONE.public_key} 192.0.2.1,;x", "is no host name"),
     ],
+    ids=["words", "node", "no base64", "short", "host"],  # keys differ in each process that collects the tests
 )
 def test_a_wrong_line_is_named(line: str, wrong: str, tmp_path: Path) -> None:
     with pytest.raises(SigningError, match=f"line 6: .*{wrong}"):
