@@ -64,16 +64,13 @@ async def test_an_owner_frozen_longer_than_its_session_redirects_nobody_and_says
                 wanted = dial(call, node.uri(conference))
                 await on_kafka.send_one(stream, dials, wanted.gateway_id, wanted)
                 await said(kafka_settings, conference, has("caller-connected"), timeout=40)
-                before = len(frozen.lines())
             finally:
                 frozen.send_signal(signal.SIGCONT)
             await frozen.line(lambda line: NOT_KNOWN in line, 20, "told that it was taken for dead")
             assert proxy.changes == []
             proxy.release()
-            woken = frozen.lines()[before:]
-            told_so = next(number for number, line in enumerate(woken) if NOT_KNOWN in line)
-            assert not [line for line in woken[:told_so] if "record delivered" in line]
             await until(lambda: len(logged(frozen, "group joined")) == joined + 1, what="it is a member again")
+            # To it the caller is still parked, so whatever it sent after the freeze would say so.
             assert waiting_again(await told(kafka_settings, conference)) == []
             assert [event.what for event in node.events()] == ["called", "answered"]
             assert len(caller.talking()) == 1
