@@ -20,6 +20,7 @@ from agents.dials import SESSION_MS, Dials
 from agents.gateway import Gateway
 from agents.mirror import Mirror
 from agents.publish import Publisher
+from agents.waiting import Waiting
 from callyard import clients
 from callyard import topics as all_topics
 from callyard.broker_clock import BrokerClock
@@ -52,12 +53,15 @@ async def work(settings: Loaded, stop: asyncio.Event) -> None:
     publisher = Publisher(kafka, topics, mirror, fence, clock, client_id=f"agent-{gateway_settings.id}-{os.getpid()}")
     gateway = Gateway(settings[AmiSettings], gateway_settings, mirror, publisher)
     dials = Dials(kafka, topics, gateway_settings.id, mirror, gateway, publisher, fence, clock)
+    waiting = Waiting(mirror, gateway, fence, lambda: dials.owner)
+    gateway.on_star = waiting.starred
 
     tasks = Tasks()
     tasks.start("publish", publisher.run())
     tasks.start("watch", publisher.watch())
     tasks.start("gateway", gateway.run())
     tasks.start("renew", gateway.renew())
+    tasks.start("present", waiting.be_present())
     tasks.start("dials", dials.run())
     telling = asyncio.create_task(_tell_ready(gateway, dials, publisher), name="ready")
     try:

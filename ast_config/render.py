@@ -8,11 +8,13 @@ know is an error (StrictUndefined), never an empty string.
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ast_config.dialogue import dialogue
 from callyard.settings import AmiSettings, AsteriskSettings
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -46,6 +48,15 @@ def _secret(value: str) -> str:
     return value
 
 
+@lru_cache
+def _environment(templates: Path) -> Environment:
+    # Kept, with the templates that it has compiled.
+    return Environment(
+        loader=FileSystemLoader(templates), undefined=StrictUndefined, finalize=_finalize, keep_trailing_newline=True,
+        trim_blocks=True, lstrip_blocks=True, autoescape=False,  # noqa: S701 - not HTML; _finalize guards the values
+    )  # fmt: skip
+
+
 def names() -> list[str]:
     """The names of all files of the set, sorted."""
     return sorted(path.name.removesuffix(".j2") for path in TEMPLATES.glob("*.conf.j2"))
@@ -53,10 +64,7 @@ def names() -> list[str]:
 
 def render(settings: AsteriskSettings, ami: AmiSettings) -> dict[str, str]:
     """All files of the set: name and content. Raises `ValueRefusedError` for a value that no file can hold."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, finalize=_finalize, keep_trailing_newline=True,
-        trim_blocks=True, lstrip_blocks=True, autoescape=False,  # noqa: S701 - not HTML; _finalize guards the values
-    )  # fmt: skip
+    environment = _environment(TEMPLATES)
     values = {
         **settings.model_dump(),
         "ami_host": ami.host,
@@ -65,7 +73,7 @@ def render(settings: AsteriskSettings, ami: AmiSettings) -> dict[str, str]:
         "ami_secret": _secret(ami.secret.get_secret_value()),
         "trunks": settings.trunk_networks.split(","),
         "uri_pattern": URI_PATTERN,
-        "number_pattern": f"^[0-9]{{{settings.least_digits},{settings.most_digits}}}$",
+        **dialogue(settings),
         "managers": settings.manager_networks.split(","),
     }
     return {name: sealed(environment.get_template(f"{name}.j2").render(values)) for name in names()}

@@ -28,7 +28,9 @@ from callyard.cache import cache_folder, locked
 from callyard.errors import CommandError
 
 SUITE = "sid"
-PACKAGES = ("asterisk", "asterisk-core-sounds-en-gsm", "asterisk-moh-opsound-wav", "sip-tester")
+PACKAGES = (
+    "asterisk", "asterisk-core-sounds-en-gsm", "asterisk-moh-opsound-wav", "espeak-ng", "sip-tester", "sox",
+)  # fmt: skip
 DEFAULT_MIRROR = "http://deb.debian.org/debian"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 LEAST_ASTERISK = (20, 10)
