@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ast_config import speech
 from ast_config.files import differences, write
 from ast_config.render import ValueRefusedError, render
 from callyard.settings import AmiSettings, AsteriskSettings, SettingsError
@@ -31,4 +32,14 @@ def run(settings: AsteriskSettings, ami: AmiSettings, directory: Path, *, diff: 
         return 0
     out.print(f"{directory}: wrote {', '.join(written)}")
     out.print("Load it: asterisk -rx 'core reload' (changed modules, ports and transports need a restart).")
+    return 0
+
+
+def run_sounds(settings: AsteriskSettings, packaged: Path, songs: Path) -> int:
+    """Make the directory of sounds that the settings name; returns the exit status."""
+    made = speech.make(settings, packaged, songs)
+    Console(soft_wrap=True, markup=False, highlight=False).print(
+        f"{settings.sounds_directory}: made {len(made)} sounds and pieces of music" if made
+        else f"{settings.sounds_directory} is complete"
+    )  # fmt: skip
     return 0

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any
 
+from ast_config.sounds import DIGITS
 from callyard.dialogue_settings import pairs, words
 from callyard.settings import AsteriskSettings
-
-DIGITS = "digits"
-"""The directory of the spoken digits, beside the other sounds."""
 
 
 def music(settings: AsteriskSettings) -> str:
