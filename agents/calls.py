@@ -66,6 +66,8 @@ class Call:
     """The last snapshot didn't list it."""
     after: After | None = None
     """How the talk ended that this stay follows."""
+    again: bool = False
+    """Asked for another number, since it pressed ``*``: not to be dialled in this stay, unless it is parked again."""
     ending: LeftReason | None = None
     """The stay is as good as over: the caller is being told why, then hung up."""
 

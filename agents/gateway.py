@@ -20,7 +20,17 @@ from prometheus_client import Counter, Gauge
 
 from agents import ami
 from agents.calls import Phase
-from agents.messages import VARIABLES, Channel, DialBegan, Parked, Unreadable, read_channel, read_event, read_parked
+from agents.messages import (
+    VARIABLES,
+    Channel,
+    DialBegan,
+    Parked,
+    Starred,
+    Unreadable,
+    read_channel,
+    read_event,
+    read_parked,
+)  # fmt: skip
 from agents.mirror import Mirror, Snapshot
 from agents.publish import Publisher
 from callyard.renewals import Renewals
@@ -47,6 +57,8 @@ class Gateway:
         self._publisher = publisher
         self.session: ami.Session | None = None
         """The present session, once its first snapshot is in the mirror; None: the mirror isn't to be believed."""
+        self.on_star: Callable[[Starred], None] | None = None
+        """Called when a caller pressed ``*``."""
         self.synced = asyncio.Event()
         """Set as long as there is such a session."""
         self._snapshot_wanted = asyncio.Event()
@@ -142,6 +154,8 @@ class Gateway:
         EVENTS.labels(type(event).__name__).inc()
         now_ns = time.time_ns()
         self._publisher.say(self._mirror.apply(event, now_ns // 1_000_000))
+        if isinstance(event, Starred) and self.on_star is not None:
+            self.on_star(event)
         if isinstance(event, (Parked, DialBegan)):
             log.debug(
                 "call seen", seen=type(event).__name__, call_id=self._mirror.reports.call_id(event.uniqueid),

@@ -131,6 +131,15 @@ class HungUp:
 
 
 @dataclass(frozen=True)
+class Starred:
+    """``DTMFEnd`` of ``*``: the caller pressed it. No other digit is ever read, or sent to the agent."""
+
+    uniqueid: str
+    channel: str
+    marks: Marks
+
+
+@dataclass(frozen=True)
 class Channel:
     """An entry of ``Status``."""
 
@@ -148,7 +157,7 @@ class Unreadable:
     reason: str
 
 
-Message = Parked | DialBegan | DialEnded | HungUp
+Message = Parked | DialBegan | DialEnded | HungUp | Starred
 
 
 class _UnreadableError(ValueError):
@@ -259,10 +268,18 @@ def _dial_ended(headers: Headers) -> DialEnded | None:
     return None if marks is None else DialEnded(*_identity(headers, ""), marks, answered)
 
 
+def _starred(headers: Headers) -> Starred | None:
+    if (_text(headers, "Digit"), _text(headers, "Direction")) != ("*", "Received"):
+        return None
+    marks = _marks(_variables(headers, "ChanVariable"))
+    return None if marks is None else Starred(*_identity(headers, ""), marks)
+
+
 _READERS: Mapping[str, Callable[[Headers], Message | None]] = {
     "ParkedCall": _parked,
     "DialBegin": _dial_began,
     "DialEnd": _dial_ended,
+    "DTMFEnd": _starred,
     "Hangup": _hung_up,
 }
 

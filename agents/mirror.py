@@ -36,6 +36,7 @@ from agents.messages import (
     Marks,
     Message,
     Parked,
+    Starred,
 )  # fmt: skip
 from callyard.records import (
     CallAlive,
@@ -98,6 +99,9 @@ class Mirror:
             return self._hung_up(event)
         if isinstance(event, Parked):
             return self._see(_parked(event, now_ms))
+        if isinstance(event, Starred):
+            # Says nothing of the call's place; `may_ask_again` is what it is for.
+            return []
         if isinstance(event, DialEnded) and not event.answered:
             return []
         if not event.marks.mark:
@@ -112,6 +116,7 @@ class Mirror:
         for entry in snapshot.channels:
             if entry.marks.state is ChannelState.ASKING or entry.marks.state is ChannelState.FULL:
                 # Alive, but in no stay.
+                self._confirm_again(entry)
                 continue
             parked = snapshot.parked.get(entry.uniqueid)
             seen = replace(
@@ -130,11 +135,18 @@ class Mirror:
                 self.calls[call.uniqueid] = replace(call, missed=True)
         return records
 
+    def _confirm_again(self, entry: Channel) -> None:
+        call = self.calls.get(entry.uniqueid)
+        if call is not None and call.stay == entry.marks.stay and call.phase is Phase.PARKED:
+            self.calls[entry.uniqueid] = replace(call, again=True, missed=False)
+
     def _settle(self, uniqueid: str, ending: LeftReason | None) -> list[CallRecord]:
         # A redirect whose answer was lost: the mark tells whether it was done. It is never written again; the failure
         # lets the stream issue the next attempt at once instead of at the deadline.
         call = self.calls[uniqueid]
-        self.calls[uniqueid] = replace(call, unsure=False, missed=False, ending=ending)
+        # Not asked for a number, as this lists it: its redirect came to nothing, or is not consumed yet. Then the
+        # dialplan refuses to dial who is being asked.
+        self.calls[uniqueid] = replace(call, unsure=False, missed=False, again=False, ending=ending)
         if call.unsure and call.phase is Phase.PARKED and call.mark < call.asked:
             return [self.reports.failed(call, call.asked, Failure(FailureReason.NOT_PARKED))]
         return []
@@ -239,7 +251,7 @@ class Mirror:
             return Refused(Refusal.ALREADY_APPLIED)
         if call.phase in (Phase.DIALING, Phase.CONNECTED):
             return Refused(Refusal.BUSY, tuple(self._announce(call)))
-        if call.phase is Phase.ARRIVING or call.ending is not None:
+        if call.phase is Phase.ARRIVING or call.ending is not None or call.again:
             return not_parked
         return Redirect(call.channel)
 
@@ -254,6 +266,20 @@ class Mirror:
         call = self.calls.get(uniqueid)
         if call is not None and (call.stay, call.asked) == (instruction.stay, instruction.attempt):
             self.calls[uniqueid] = replace(call, unsure=True)
+
+    # --- what the caller asks for
+
+    def may_ask_again(self, event: Starred) -> bool:
+        """Whether who pressed ``*`` waits, and nothing is under way with it."""
+        call = self.calls.get(event.uniqueid)
+        if call is None or call.phase is not Phase.PARKED or call.ending is not None or call.again or call.unsure:
+            return False
+        same = (call.conference, call.stay) == (event.marks.conference, event.marks.stay)
+        return same and event.marks.state is ChannelState.PARKED and call.asked <= call.mark
+
+    def asking_again(self, uniqueid: str) -> None:
+        """The redirect to the question for another number, which `may_ask_again` allowed, was written."""
+        self.calls[uniqueid] = replace(self.calls[uniqueid], again=True)
 
 
 _TOLD = frozenset({ChannelState.TELLING, ChannelState.GIVEN_UP, ChannelState.REMOVED})

@@ -20,6 +20,7 @@ from agents.dials import SESSION_MS, Dials
 from agents.gateway import Gateway
 from agents.mirror import Mirror
 from agents.publish import Publisher
+from agents.waiting import Waiting
 from callyard import clients
 from callyard import topics as all_topics
 from callyard.broker_clock import BrokerClock
@@ -55,6 +56,8 @@ async def work(settings: Loaded, stop: asyncio.Event, health: Health) -> None:
     gateway = Gateway(settings[AmiSettings], gateway_settings, mirror, publisher)
     nodes = AllowedNodes(gateway_settings.nodes)
     dials = Dials(kafka, topics, gateway_settings.id, mirror, gateway, publisher, fence, clock, nodes)
+    waiting = Waiting(mirror, gateway, fence, lambda: dials.owner)
+    gateway.on_star = waiting.starred
 
     health.require("Asterisk's calls are known (manager session, snapshot)", gateway.synced.is_set)
     health.require("the group has said who speaks for the gateway", lambda: dials.joined.is_set() and fence.holds)
@@ -65,6 +68,7 @@ async def work(settings: Loaded, stop: asyncio.Event, health: Health) -> None:
     tasks.start("watch", publisher.watch())
     tasks.start("gateway", gateway.run())
     tasks.start("renew", gateway.renew())
+    tasks.start("present", waiting.be_present())
     tasks.start("dials", dials.run())
     telling = asyncio.create_task(_tell_ready(gateway, dials, publisher), name="ready")
     try:

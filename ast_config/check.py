@@ -10,6 +10,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
+from ast_config.dialogue import music
 from ast_config.files import present
 from ast_config.render import is_ours
 from ast_config.sounds import missing_sounds
@@ -97,26 +98,27 @@ def _load(found: Findings, variable: str, path: str) -> None:
 def check_sounds(settings: AsteriskSettings, sounds: Path = SOUNDS) -> list[Finding]:
     """Whether each prompt has a file."""
     found = Findings("sounds")
-    if not sounds.is_dir():
+    rendered = settings.sounds_directory
+    if not rendered and not sounds.is_dir():
         found.warn(f"{sounds} isn't there, so sounds can't be looked for", "name the directory by --sounds")
         return found.all
     for prompt in missing_sounds(settings, sounds):
         found.wrong(
             f"no file for {prompt}: callers hear nothing there",
-            "install the sounds, or change CALLYARD_ASTERISK_PROMPT_…",
+            "run 'callyard render sounds'" if rendered else "install the sounds, or change CALLYARD_ASTERISK_PROMPT_…",
         )
     if not found.all:
-        found.fine(f"all prompts are in {sounds}")
+        found.fine(f"all prompts are in {rendered or sounds}")
     return found.all
 
 
 def check_music(settings: AsteriskSettings, data: Path = DATA) -> list[Finding]:
     """Whether there is music for who waits."""
-    found, directory = Findings("music"), data / settings.music_directory
+    found, directory = Findings("music"), data / music(settings)
     if not directory.is_dir() or not any(path.is_file() for path in directory.iterdir()):
         found.wrong(
             f"no music in {directory}: who waits hears nothing",
-            "put files there, or set CALLYARD_ASTERISK_MUSIC_DIRECTORY",
+            "put files there, or set CALLYARD_ASTERISK_MUSIC_DIRECTORY; cut by 'callyard render sounds', where it is used",
         )
     else:
         found.fine(f"there is music in {directory}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ast_config import check as checks
+from ast_config import speech
 from ast_config.files import differences, write
 from ast_config.render import ValueRefusedError, render
 from callyard import doctor
@@ -65,3 +66,13 @@ def check(settings: Loaded, directory: Path, *, join: bool, sounds: Path | None,
         *checks.check_music(asterisk, sounds.parent if sounds else checks.DATA),
     ]
     return doctor.tell(findings, json=json)
+
+
+def run_sounds(settings: AsteriskSettings, packaged: Path, songs: Path) -> int:
+    """Make the directory of sounds that the settings name; returns the exit status."""
+    made = speech.make(settings, packaged, songs)
+    Console(soft_wrap=True, markup=False, highlight=False).print(
+        f"{settings.sounds_directory}: made {len(made)} sounds and pieces of music" if made
+        else f"{settings.sounds_directory} is complete"
+    )  # fmt: skip
+    return 0

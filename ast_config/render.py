@@ -15,6 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ast_config.dialogue import dialogue
 from callyard.nodes import AllowedNodes
 from callyard.settings import AmiSettings, AsteriskSettings, GatewaySettings, SipSettings
 
@@ -85,7 +86,7 @@ def render(
         "trunks": settings.trunk_networks.split(","),
         "permitted": _permitted(settings, nodes),
         "uri_pattern": URI_PATTERN,
-        "number_pattern": f"^[0-9]{{{settings.least_digits},{settings.most_digits}}}$",
+        **dialogue(settings),
         "managers": settings.manager_networks.split(","),
     }
     templates = JOINED if join else {name: name for name in names()}

@@ -1,42 +1,68 @@
-"""Which prompts have no sound file: Asterisk plays silence for one, and goes on."""
+"""Which sound files the dialogue needs, in which languages, and which are missing. Reads directories, no more."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from callyard.dialogue_settings import pairs
 from callyard.settings import AsteriskSettings
 
-FORMATS = frozenset({"alaw", "g722", "gsm", "pcm", "sln", "sln16", "sln48", "ul", "ulaw", "wav", "wav49", "WAV"})
+FORMATS = frozenset(
+    {"alaw", "g722", "gsm", "pcm", "sln", "sln16", "sln48", "ul", "ulaw", "wav", "wav16", "wav49", "WAV"}
+)
 """Endings of files that Asterisk's format modules read."""
+DIGITS = "digits"
+"""The directory of the spoken digits, beside the other sounds."""
 
 
-def missing_sounds(settings: AsteriskSettings, sounds: Path, languages: Iterable[str] | None = None) -> list[str]:
-    """The prompts of the settings without a file, as ``<language>/<name>``, sorted.
+def languages(settings: AsteriskSettings) -> list[str]:
+    """The languages in which callers can be spoken to, the usual one first."""
+    others = {
+        language for value in (settings.language_numbers, settings.language_trunks) for _, language in pairs(value)
+    }
+    return [settings.language, *sorted(others - {settings.language})]
 
-    ``sounds`` is Asterisk's directory of sounds (Debian: /usr/share/asterisk/sounds); a file counts where Asterisk
-    looks for it: in the language's directory, in its first part's (``de`` of ``de_AT``), or beside those.
+
+def needed(settings: AsteriskSettings) -> list[str]:
+    """The names of all sounds that these settings play, sorted."""
+    values = (str(value) for name, value in settings if name.startswith("prompt_") and value)
+    prompts = {prompt for value in values for prompt in value.split("&")}
+    return sorted(prompts | ({f"{DIGITS}/{digit}" for digit in range(10)} if settings.read_back else set()))
+
+
+def place(directory: Path, language: str, name: str) -> Path:
+    """Where Asterisk looks for a sound that is named by an absolute path: the language comes before the last part."""
+    return directory / Path(name).parent / language / Path(name).name
+
+
+def files(path: Path) -> list[Path]:
+    """The files of a sound, given without its ending."""
+    return [file for file in (path.parent / f"{path.name}.{ending}" for ending in sorted(FORMATS)) if file.is_file()]
+
+
+def missing_sounds(settings: AsteriskSettings, sounds: Path, only: Iterable[str] | None = None) -> list[str]:
+    """The sounds of the settings without a file, as ``<language>/<name>``, sorted.
+
+    ``sounds`` is Asterisk's directory of sounds (Debian: /usr/share/asterisk/sounds); where the settings name a
+    directory of rendered ones, that counts instead. A sound of another language counts as missing. ``only``: other
+    languages than those of the settings.
     """
-    values = (value for name, value in settings if name.startswith("prompt_") and value)
-    prompts = {prompt for value in values for prompt in str(value).split("&")}
+    spoken = languages(settings) if only is None else list(only)
     return sorted(
-        f"{language}/{prompt}"
-        for language in languages or [settings.language]
-        for prompt in prompts
-        if not any(_exists(place) for place in _places(sounds, language, prompt))
+        f"{language}/{name}"
+        for language in spoken
+        for name in needed(settings)
+        if not any(files(path) for path in _places(settings, sounds, language, name))
     )
 
 
-def _places(sounds: Path, language: str, prompt: str) -> list[Path]:
-    if prompt.startswith("/"):
-        return [Path(prompt)]
-    # A directory of the prompt's own comes before the language's, too: digits/1 is en/digits/1 or digits/en/1.
-    head, _, tail = prompt.rpartition("/")
-    found = [sounds / prompt]
-    for name in {language, language.split("_", maxsplit=1)[0]}:
-        found += [sounds / name / prompt, sounds / head / name / tail]
-    return found
-
-
-def _exists(place: Path) -> bool:
-    return any((place.parent / f"{place.name}.{ending}").is_file() for ending in FORMATS)
+def _places(settings: AsteriskSettings, sounds: Path, language: str, name: str) -> Iterator[Path]:
+    # "de" of "de_AT", too: Asterisk looks there next.
+    for spoken in dict.fromkeys((language, language.split("_", maxsplit=1)[0])):
+        if name.startswith("/"):
+            yield place(Path("/"), spoken, name)
+        elif settings.sounds_directory:
+            yield place(Path(settings.sounds_directory), spoken, name)
+        else:
+            yield sounds / spoken / name

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from callyard.options import JsonOption
-from callyard.settings import FreeswitchSettings, NodeSettings, load
+from callyard.settings import AsteriskSettings, FreeswitchSettings, NodeSettings, load
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Write the configuration of other programs.")
 
@@ -58,3 +58,22 @@ def freeswitch(
     loaded = load(FreeswitchSettings, NodeSettings, config=config)
     command = importlib.import_module("fs_hooks.render_command")
     raise typer.Exit(command.run(loaded[FreeswitchSettings], loaded[NodeSettings], out, diff=diff))
+
+
+@app.command()
+def sounds(
+    config: Annotated[Path | None, typer.Option(help="Settings file (TOML); the environment wins over it.")] = None,
+    recordings: Annotated[Path, typer.Option(help="Asterisk's own sounds, one directory for each language.")] = Path(
+        "/usr/share/asterisk/sounds"
+    ),
+    music: Annotated[Path, typer.Option(help="Directory of music that is cut into pieces.")] = Path(
+        "/usr/share/asterisk/moh"
+    ),
+) -> None:  # fmt: skip
+    """Fill CALLYARD_ASTERISK_SOUNDS_DIRECTORY: prompts in all languages of the settings, and music.
+
+    What no package has recorded is spoken (needs espeak-ng and sox). Files that are there are left alone.
+    """
+    loaded = load(AsteriskSettings, config=config)
+    command = importlib.import_module("ast_config.command")
+    raise typer.Exit(command.run_sounds(loaded[AsteriskSettings], recordings, music))

@@ -35,6 +35,7 @@ from pydantic import (
 )  # fmt: skip
 from pydantic_core import PydanticUndefined
 
+from callyard.dialogue_settings import DialogueSettings
 from callyard.nodes import AllowedNodes
 from callyard.records import GatewayId, NodeId, Source, split_sip_uri
 
@@ -533,10 +534,9 @@ class SipSettings(Group):
 
 
 _NETWORKS = r"^[0-9A-Fa-f.:/]+(,[0-9A-Fa-f.:/]+)*$"
-_PROMPT = r"^[A-Za-z0-9_./-]+(&[A-Za-z0-9_./-]+)*$"
 
 
-class AsteriskSettings(Group):
+class AsteriskSettings(DialogueSettings, Group):
     """The gateway's Asterisk, as ``callyard render asterisk`` configures it (its manager user: group ``ami``)."""
 
     table: ClassVar[str] = "asterisk"
@@ -601,56 +601,14 @@ class AsteriskSettings(Group):
         " again; 0: the call ends with it.",
     )  # fmt: skip
     while_dialing: Literal["music", "ringing"] = Field("music", description="What a caller hears while being dialled.")
-    caller_id: Literal["masked", "full", "none"] = Field(
-        "masked", description="How nodes see the caller's number: last three digits as x, in full, or not at all."
-    )
-    unknown_caller: str = Field(
-        "unknown", pattern=r"^[A-Za-z0-9_-]{1,40}$",
-        description="Caller id where there is no number to show; nodes reject an empty or anonymous one.",
-    )  # fmt: skip
     language: str = Field("en", pattern=r"^[A-Za-z]{2,3}(_[A-Za-z0-9]{1,8})*$", description="Language of the prompts.")
     music_directory: str = Field(
         "moh", pattern=r"^[A-Za-z0-9_./-]+$",
         description="Directory of the music for waiting callers; relative to Asterisk's data directory, or absolute.",
     )  # fmt: skip
-    prompt_number: str = Field("conf-getconfno", pattern=_PROMPT, description="Asks for the conference number and #.")
-    prompt_wrong: str = Field("conf-invalid", pattern=_PROMPT, description="The number's form is wrong; asks again.")
-    prompt_goodbye: str = Field("vm-goodbye", pattern=_PROMPT, description="After the last wrong number.")
-    prompt_full: str = Field("tt-allbusy", pattern=_PROMPT, description="No place is left to wait at.")
-    prompt_waited: str = Field(
-        "please-try-call-later&vm-goodbye", pattern=_PROMPT, description="The longest wait is over."
-    )
-    prompt_unreachable: str = Field(
-        "sorry-youre-having-problems&one-moment-please", pattern=_PROMPT,
-        description="The conference runs but can't be reached; the caller waits on.",
-    )  # fmt: skip
-    prompt_given_up: str = Field(
-        "sorry-youre-having-problems&please-try-call-later&vm-goodbye", pattern=_PROMPT,
-        description="The conference runs but can't be reached; the call ends.",
-    )  # fmt: skip
-    prompt_removed: str = Field(
-        "conf-kicked&vm-goodbye", pattern=_PROMPT, description="The caller was removed from the conference."
-    )
     manager_networks: str = Field(
         "127.0.0.1", pattern=_NETWORKS, description="Addresses or networks that the manager user may connect from."
     )
-
-    @field_validator(
-        "base_directory", "music_directory", "prompt_number", "prompt_wrong", "prompt_goodbye", "prompt_full",
-        "prompt_waited", "prompt_unreachable", "prompt_given_up", "prompt_removed",
-    )  # fmt: skip
-    @classmethod
-    def _stays_inside(cls, value: str) -> str:
-        if ".." in value:
-            raise ValueError("must not hold '..'")
-        return value
-
-    @field_validator("unknown_caller")
-    @classmethod
-    def _not_anonymous(cls, value: str) -> str:
-        if value.lower() == "anonymous":
-            raise ValueError("must not be 'anonymous'")
-        return value
 
     @field_validator("sip_host", "media_address")
     @classmethod

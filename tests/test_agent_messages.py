@@ -19,6 +19,7 @@ from agents.messages import (
     HungUp,
     Marks,
     Parked,
+    Starred,
     Unreadable,
     failure_reason,
     read_channel,
@@ -196,3 +197,16 @@ def test_reading_never_raises(headers: dict[str, Any], kind: str) -> None:
     for read in (read_event, read_parked, read_channel):
         result = read(headers)
         assert result is None or isinstance(result, (Parked, DialBegan, DialEnded, HungUp, Channel, Unreadable))
+
+
+@pytest.mark.parametrize(
+    ("digit", "direction", "read"), [("*", "Received", True), ("*", "Sent", False), ("5", "Received", False)]
+)
+def test_only_a_pressed_star_is_read(digit: str, direction: str, read: bool) -> None:
+    headers = {
+        "Event": "DTMFEnd", "Channel": "PJSIP/t-1", "Uniqueid": "1.0", "Digit": digit, "Direction": direction,
+        "ChanVariable": ["CALLYARD_STAY=1", "CALLYARD_CONFERENCE=49123", "CALLYARD_STATE=parked"],
+    }  # fmt: skip
+    event = read_event(headers)
+    assert isinstance(event, Starred) is read
+    assert event is None or event.marks.state is ChannelState.PARKED

@@ -7,7 +7,18 @@ from dataclasses import replace
 import pytest
 
 from agents.calls import Phase, shown
-from agents.messages import After, Channel, ChannelState, DialBegan, DialEnded, Failure, HungUp, Marks, Parked
+from agents.messages import (
+    After,
+    Channel,
+    ChannelState,
+    DialBegan,
+    DialEnded,
+    Failure,
+    HungUp,
+    Marks,
+    Parked,
+    Starred,
+)
 from agents.mirror import Mirror, Redirect, Refusal, Refused, Snapshot
 from callyard.records import (
     AfterTalk,
@@ -347,3 +358,69 @@ def test_renewals(mirror: Mirror) -> None:
 )
 def test_the_form_of_callers_numbers(number: str, form: CallerForm, told: str | None) -> None:
     assert shown(number, form) == (told, CallerForm.NONE if told is None else form)
+
+
+def starred(marks: Marks = WAITING) -> Starred:
+    return Starred("1.0", "PJSIP/t-1", marks)
+
+
+def test_who_waits_may_ask_for_another_number_once() -> None:
+    mirror = Mirror("gw-1")
+    assert not mirror.may_ask_again(starred())
+    mirror.apply(parked())
+    assert mirror.apply(starred()) == []
+    assert mirror.may_ask_again(starred())
+    mirror.asking_again("1.0")
+    assert not mirror.may_ask_again(starred())
+    verdict = mirror.judge(instruction())
+    assert isinstance(verdict, Refused)
+    assert verdict.refusal is Refusal.NOT_PARKED
+
+
+@pytest.mark.parametrize(
+    "marks",
+    [
+        replace(WAITING, state=ChannelState.ASKING),
+        replace(WAITING, state=ChannelState.OVER),
+        replace(WAITING, stay=2),
+        replace(WAITING, conference="49999"),
+    ],
+)
+def test_star_of_who_does_not_wait_any_more_is_nothing(marks: Marks) -> None:
+    mirror = Mirror("gw-1")
+    mirror.apply(parked())
+    assert not mirror.may_ask_again(starred(marks))
+
+
+def test_star_of_who_is_dialled_or_about_to_be_is_nothing() -> None:
+    mirror = Mirror("gw-1")
+    mirror.apply(parked())
+    mirror.asked(instruction())
+    assert not mirror.may_ask_again(starred())
+    mirror.apply(DialBegan("1.0", "PJSIP/t-1", dialing()))
+    assert not mirror.may_ask_again(starred(dialing()))
+    mirror.apply(parked(failed()))
+    assert mirror.may_ask_again(starred(failed()))
+
+
+def test_who_is_listed_as_waiting_again_is_dialled_again() -> None:
+    mirror = Mirror("gw-1")
+    mirror.apply(parked())
+    mirror.asking_again("1.0")
+    asking = replace(WAITING, state=ChannelState.ASKING)
+    for _ in range(2):  # asked for a number as long as Asterisk lists it so, and alive
+        assert mirror.reconcile(Snapshot({}, (listed(asking),)), renewed=False) == []
+        assert isinstance(mirror.judge(instruction()), Refused)
+    mirror.reconcile(Snapshot({"1.0": parked()}, (listed(WAITING, bridged=True),)), renewed=False)
+    assert isinstance(mirror.judge(instruction()), Redirect)
+
+
+def test_the_new_number_ends_the_stay_before() -> None:
+    mirror = Mirror("gw-1")
+    mirror.apply(parked())
+    mirror.asking_again("1.0")
+    records = mirror.apply(parked(replace(WAITING, conference="49999", stay=2)))
+    assert kinds(records) == ["caller-left", "caller-parked"]
+    assert isinstance(records[0], CallerLeft)
+    assert records[0].reason is LeftReason.NEW_NUMBER
+    assert mirror.may_ask_again(starred(replace(WAITING, conference="49999", stay=2)))

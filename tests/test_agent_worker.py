@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -250,3 +252,24 @@ async def test_live_calls_are_renewed(kafka_settings: KafkaSettings, gateway: as
     child = agent(kafka_settings, gateway.ami, tmp_path / "log", GATEWAY_RENEW_SECONDS="0.3")
     async with running(child), caller(gateway, tmp_path, conference):
         await said(kafka_settings, conference, lambda found: types(found).count("call-alive") >= 3)
+
+
+async def test_star_leads_back_to_the_question_and_the_agent_says_that_it_is_there(
+    kafka_settings: KafkaSettings, gateway: asterisk.Gateway, tmp_path: Path
+) -> None:
+    wrong, right = conference_number(), conference_number()
+    # Other keys do nothing while one waits; what stands before the last * while one is asked is forgotten.
+    calls = [sipp.Call(NUMBER, f"{wrong}#0123456789*0*{right}#")]
+    async with running(agent(kafka_settings, gateway.ami, tmp_path / "log")), sipp.node(tmp_path) as node:
+        async with sipp.calling(tmp_path / "callers", (gateway.sip_host, gateway.sip_port), calls):
+            records = await said(kafka_settings, wrong, has("caller-left"), timeout=40)
+            assert types(records) == ["caller-parked", "caller-left"]
+            assert isinstance(records[1], CallerLeft)
+            assert records[1].reason is LeftReason.NEW_NUMBER
+            call = await parked(kafka_settings, right)
+            assert call.stay == 2
+            await instruct(kafka_settings, dial(call, node.uri(right)))
+            await said(kafka_settings, right, has("caller-connected"))
+        present = re.search(r"CALLYARD_AGENT=([0-9]+)", await gateway.cli("dialplan show globals"))
+        assert present is not None
+        assert abs(int(present[1]) - time.time()) < 30

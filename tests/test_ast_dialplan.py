@@ -244,7 +244,7 @@ async def test_wrong_number_is_told_and_asked_again(gateway: asterisk.Gateway, r
 async def test_prompt_that_is_not_there_costs_nobody_the_call(tmp_path: Path) -> None:
     number = conference_number()
     async with (
-        asterisk.running(tmp_path / "gateway", prompt_number="not-there") as gateway,
+        asterisk.running(tmp_path / "gateway", prompt_greeting="", prompt_number="not-there") as gateway,
         connected(gateway.ami) as client,
         parked(gateway, client, tmp_path, number) as (_, event),
     ):

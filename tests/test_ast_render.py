@@ -105,10 +105,26 @@ def test_each_setting_is_used() -> None:
         "prompt_wrong": "b", "prompt_goodbye": "c", "prompt_full": "d", "prompt_waited": "e",
         "manager_networks": "192.0.2.9", "node_rtp_timeout_seconds": 6, "follow_ended_seconds": 7,
         "follow_lost_seconds": 8, "prompt_unreachable": "f", "prompt_given_up": "g", "prompt_removed": "h",
+        "number_pattern": "[1-9][0-9]+", "direct_numbers": "4930123=49123", "direct_prefixes": "4940",
+        "language_numbers": "49=de", "language_trunks": "callyard-trunk=de", "sounds_directory": "/srv/sounds",
+        "read_back": True, "warn_seconds": 9, "star": "nothing", "outage_seconds": 60, "longest_call_seconds": 600,
+        "caller_parked_limit": 3, "caller_tries_limit": 4, "trunk_parked_limit": 5, "trunk_tries_limit": 6,
+        "caller_id_digits": 5, "caller_name": "Phone {number}", "unknown_name": "someone", "prompt_greeting": "i",
+        "prompt_nothing": "j", "prompt_waiting": "l", "prompt_after_talk": "m", "prompt_warning": "n",
+        "prompt_connected": "beep", "prompt_limited": "o", "prompt_outage": "p",
     }  # fmt: skip
-    assert set(other) == set(AsteriskSettings.model_fields)
+    # Of use only beside another one.
+    beside: dict[str, tuple[str, Any, Any]] = {
+        "announce_seconds": ("sounds_directory", "/srv/sounds", 45),
+        "prompt_read_back": ("read_back", True, "k"),
+        "prompt_call_over": ("longest_call_seconds", 600, "q"),
+    }
+    assert {*other, *beside} == set(AsteriskSettings.model_fields)
     usual = render(AsteriskSettings(), AMI)
     assert [name for name, value in other.items() if render(AsteriskSettings(**{name: value}), AMI) == usual] == []
+    for name, (needs, needed, value) in beside.items():
+        without = render(AsteriskSettings(**{needs: needed}), AMI)
+        assert render(AsteriskSettings(**{needs: needed, name: value}), AMI) != without, name
 
 
 TLS = {"transports": "udp,tcp,tls", "tls_certfile": "/c.pem", "tls_keyfile": "/k.pem"}

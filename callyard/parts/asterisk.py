@@ -129,6 +129,8 @@ def private_settings(directory: Path, parts: Parts, **changes: Any) -> AsteriskS
         # SIPp sends no audio while it waits.
         "rtp_timeout_seconds": 0,
         "node_rtp_timeout_seconds": 0,
+        # All its callers may have one number.
+        "caller_tries_limit": 0,
     }
     return AsteriskSettings(**{**values, **changes})
 

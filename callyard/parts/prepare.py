@@ -30,7 +30,10 @@ from callyard.cache import cache_folder, locked
 from callyard.errors import CommandError
 
 SUITE = "sid"
-PACKAGES = ("asterisk", "asterisk-core-sounds-en-gsm", "asterisk-moh-opsound-wav", "sip-tester", "redis-server")
+PACKAGES = (
+    "asterisk", "asterisk-core-sounds-en-gsm", "asterisk-moh-opsound-wav", "espeak-ng", "redis-server", "sip-tester",
+    "sox",
+)  # fmt: skip
 DEFAULT_MIRROR = "http://deb.debian.org/debian"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 LEAST_ASTERISK = (20, 10)
