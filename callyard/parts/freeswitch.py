@@ -255,8 +255,8 @@ class FreeSwitch:
             if await self._authenticate(reader, client):
                 while await self._obey(await _command(reader), client):
                     self._note()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # it left: nothing more to say to it
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # it left, or was dropped (asyncio would log that): nothing more to say to it
         finally:
             self._clients.discard(client)
             await client.close()
