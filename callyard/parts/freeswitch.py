@@ -140,6 +140,8 @@ class FreeSwitch:
         self.piece = piece
         self.conferences: dict[str, tuple[str, float]] = {}
         self.snapshots = 0
+        self.subscriptions: list[str] = []
+        """The commands by which clients subscribed to events."""
         self.answering = asyncio.Event()
         self.answering.set()
         self._recorded = _Recorded()
@@ -274,6 +276,7 @@ class FreeSwitch:
         words = command.split()
         if words[:1] == ["event"] and len(words) > 2 and words[1] in _FORMATS:
             client.subscribed = "json" if words[1] == "json" else "plain"
+            self.subscriptions.append(command)
             client.write(self._recorded.subscribed[client.subscribed])
         elif words == ["api", "conference", "json_list"]:
             client.write(self._list())
