@@ -118,7 +118,7 @@ def check_music(settings: AsteriskSettings, data: Path = DATA) -> list[Finding]:
     if not directory.is_dir() or not any(path.is_file() for path in directory.iterdir()):
         found.wrong(
             f"no music in {directory}: who waits hears nothing",
-            "put files there, or set CALLYARD_ASTERISK_MUSIC_DIRECTORY; cut by 'callyard render sounds', where it is used",
+            "put files there, or set CALLYARD_ASTERISK_MUSIC_DIRECTORY; cut by 'callyard render sounds', if used",
         )
     else:
         found.fine(f"there is music in {directory}")

@@ -18,7 +18,7 @@ TITLES = {
     "at-once": "The herd's floor: bare redirects, all at once",
     "polling": "Polling: ChanIsAvail, Playback, Wait(8), again",
     "stream": "One stream worker on a backlog",
-    "hook": "The event socket's reader, one core",
+    "hook": "The hook, one core",
 }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import floor, openings, polling, throughput
+from bench import floor, hook, openings, polling, throughput
 from bench.callers import Observer, observing
 from callyard.parts import cluster
 
@@ -32,16 +32,19 @@ class Plan:
     polling_callers: int = 40
     inputs: int = 20_000
     events: int = 40_000
+    remembered: int = 1_000_000
+    """Events after which the hook's memory is looked at."""
     partitions: int = 12
     side_by_side: bool = False
     """Poll while the rest is measured: faster, and the figures are good for nothing but to see that all of it works."""
-    limit_seconds: float = 240
+    limit_seconds: float = 300
 
     @classmethod
     def quick(cls, parts: frozenset[str]) -> Plan:
         """All of it in little time."""
         return cls(
-            parts, callers=20, polling_callers=5, inputs=2_000, events=4_000, side_by_side=True, limit_seconds=120
+            parts, callers=20, polling_callers=5, inputs=2_000, events=4_000, remembered=40_000, side_by_side=True,
+            limit_seconds=120,
         )  # fmt: skip
 
 
@@ -67,7 +70,7 @@ async def _measure(plan: Plan, directory: Path, say: Say) -> dict[str, Any]:
     else:
         await run.on_cluster()
         await run.poll()
-    await run.part(HOOK, lambda: asyncio.to_thread(throughput.hook, plan.events))
+    await run.part(HOOK, lambda: asyncio.to_thread(hook.figures, plan.events, plan.remembered))
     return {name: run.found[name] for name in PARTS if name in run.found}
 
 

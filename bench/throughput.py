@@ -1,9 +1,8 @@
-"""How much goes through one worker: the stream on a backlog, the event socket's reader on bytes that are there."""
+"""How much goes through one stream worker on a backlog."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from bench.stages import read
 from callyard import clients
 from callyard.errors import CommandError
 from callyard.kafka.embedded import EmbeddedKafka
-from callyard.parts import freeswitch
 from callyard.processes import Child, worker
 from callyard.records import (
     CallerLeft,
@@ -28,11 +26,8 @@ from callyard.records import (
 from callyard.settings import KafkaSettings
 from callyard.topics import topics
 from callyard.topics_command import ensure
-from fs_hooks import esl
-from fs_hooks.conferences import Conferences
 
 STREAM_SECONDS = 90.0
-READ_BYTES = 64 * 1024
 GATEWAY = "gw-bench"
 
 
@@ -109,28 +104,3 @@ async def _decided(settings: KafkaSettings, child: Child, inputs: int) -> None:
             return bool(sum(ends.values()) >= inputs + 2 * settings.partitions)
 
         await child.until(complete, STREAM_SECONDS, f"through with {inputs} inputs")
-
-
-def hook(events: int) -> dict[str, Any]:
-    """The event socket's reader and what it makes of conferences: recorded events a second, on one core, without IO."""
-    found: dict[str, Any] = {"events": events}
-    for fmt in ("plain", "json"):
-        recorded = [
-            frame.whole
-            for frame in freeswitch.frames(freeswitch.recording(f"lifecycle-{fmt}"))
-            if f"text/event-{fmt}".encode() in frame.whole
-        ]
-        data = b"".join(recorded[number % len(recorded)] for number in range(events))
-        reader, conferences, seen = esl.Reader(), Conferences(), 0
-        began = time.perf_counter()
-        for start in range(0, len(data), READ_BYTES):
-            for frame in reader.feed(data[start : start + READ_BYTES]):
-                if isinstance(frame, esl.Event):
-                    conferences.event(frame)
-                    seen += 1
-        seconds = time.perf_counter() - began
-        if seen != events:
-            raise CommandError(f"the reader found {seen} events of {events} ({fmt})")
-        found[f"{fmt}: events a second"] = round(events / seconds)
-        found[f"{fmt}: megabytes a second"] = round(len(data) / seconds / 1e6, 1)
-    return found

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import structlog
 import uvloop
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 
 class TaskEndedError(RuntimeError):
@@ -56,6 +58,25 @@ class Tasks:
             [result] = await asyncio.gather(task, return_exceptions=True)
             if isinstance(result, Exception) and not had_ended:
                 log.warning("task failed while ending", task=task.get_name(), error=repr(result))
+
+
+async def within(work: Awaitable[T], seconds: float) -> T:
+    """What ``work`` returns or raises; `asyncio.TimeoutError` after so many seconds, and it is cancelled then.
+
+    Unlike `asyncio.wait_for` before Python 3.12 it never swallows a cancellation that comes as the work ends: a task
+    that should end would go on, and whoever awaits its end with it.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+    except BaseException:
+        task.cancel()
+        raise
+    if done:
+        return task.result()
+    task.cancel()
+    await asyncio.wait({task})
+    raise asyncio.TimeoutError
 
 
 def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:

@@ -23,7 +23,7 @@ from fs_hooks import aside, getmeetings, resp, web
 from fs_hooks.aside import Aside
 from fs_hooks.channel import Channel, ChannelError, LogInError, subscribed
 from fs_hooks.client import Backoff
-from fs_hooks.instances import Change, Listed
+from fs_hooks.instances import Change
 from fs_hooks.meetings import CHANNEL, Meetings, MessageError
 from fs_hooks.registrar import Registrar
 
@@ -87,9 +87,10 @@ class BigBlueButton:
                 await channel.wait(retry.delay())
 
     async def _reconcile(self) -> bool:
-        question = self._meetings.ask()
+        question, answer = self._meetings.ask(), b""
         try:
-            listed = await self._list()
+            answer = await self._answer()
+            listed = getmeetings.meetings(answer)
         except web.WebError as error:
             self._failed(f"{error}: check that bbb-web runs, and CALLYARD_BIGBLUEBUTTON_API_URL")
             return False
@@ -102,7 +103,8 @@ class BigBlueButton:
             self._failed(text)
             return False
         except getmeetings.AnswerError as error:
-            self._failed(f"{error}: check CALLYARD_BIGBLUEBUTTON_API_URL")
+            if self._failed(f"{error}: check CALLYARD_BIGBLUEBUTTON_API_URL"):
+                self._aside.put(str(error), answer, aside.GET_MEETINGS)
             return False
         self._apply(self._meetings.reconcile(question, listed), time.monotonic())
         LISTS.inc()
@@ -114,18 +116,11 @@ class BigBlueButton:
             log.info("following BigBlueButton", meetings=len(self._meetings.live))
         return True
 
-    async def _list(self) -> list[Listed]:
-        url, seconds = self._settings.api_url, self._settings.timeout_seconds
-        scheme, _, rest = url.partition("://")
+    async def _answer(self) -> bytes:
+        scheme, _, rest = self._settings.api_url.partition("://")
         host, slash, path = rest.partition("/")
         signed = getmeetings.path(f"{slash}{path}", self._settings.secret.get_secret_value())
-        answer = await web.get(f"{scheme}://{host}", signed, seconds)
-        try:
-            return getmeetings.meetings(answer)
-        except getmeetings.AnswerError as error:
-            if str(error) != self._told.get("getMeetings", ("", 0.0))[0].partition(": check")[0]:
-                self._aside.put(str(error), answer, aside.GET_MEETINGS)
-            raise
+        return await web.get(f"{scheme}://{host}", signed, self._settings.timeout_seconds)
 
     def _take(self, message: bytes | resp.TooLarge) -> None:
         at = time.monotonic()
@@ -151,17 +146,20 @@ class BigBlueButton:
         self._apply(self._meetings.lost(), time.monotonic())
         self._registrar.lost(Source.BIGBLUEBUTTON)
 
-    def _failed(self, text: str) -> None:
+    def _failed(self, text: str) -> bool:
         LISTED.set(0)
-        self._tell("getMeetings", text, "no list of BigBlueButton's meetings, trying again")
+        return self._tell("getMeetings", text, "no list of BigBlueButton's meetings, trying again")
 
-    def _tell(self, voice: str, trouble: str, event: str) -> None:
-        """Tell trouble once a minute, and its end (no ``trouble``) once."""
+    def _tell(self, voice: str, trouble: str, event: str) -> bool:
+        """Tell trouble once a minute, and its end (no ``trouble``) once; whether it was told now."""
         text, at = self._told.get(voice, ("", 0.0))
         if not trouble:
             if text:
                 log.info(event)
             self._told.pop(voice, None)
-        elif trouble != text or time.monotonic() - at >= REPEAT_SECONDS:
-            self._told[voice] = (trouble, time.monotonic())
-            log.error(event, error=trouble)
+            return bool(text)
+        if trouble == text and time.monotonic() - at < REPEAT_SECONDS:
+            return False
+        self._told[voice] = (trouble, time.monotonic())
+        log.error(event, error=trouble)
+        return True

@@ -6,15 +6,17 @@ Reconnecting is the caller's: messages may be missing then. A Redis that falls s
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from callyard.settings import BigBlueButtonSettings
+from callyard.tasks import within
 from fs_hooks import resp
 
 READ_BYTES = 256 * 1024
 SILENCE_SECONDS = 10.0
-"""A channel that says nothing for so long is asked for a sign of life."""
+"""A channel that says nothing for so long is asked for a sign of life, by whoever waits on it."""
 
 
 class ChannelError(Exception):
@@ -38,6 +40,8 @@ class Channel:
         self._timeout = timeout
         self._replies = resp.Reader()
         self._reading: asyncio.Task[None] | None = None
+        self._heard = time.monotonic()
+        self._asked: float | None = None
 
     async def subscribe(self, channel: str, password: str | None, on_message: OnMessage) -> None:
         """Log in and subscribe; from then on each message goes to ``on_message``, which must return at once."""
@@ -45,7 +49,7 @@ class Channel:
             self._writer.write(resp.command(["AUTH", password]))
         self._writer.write(resp.command(["SUBSCRIBE", channel]))
         try:
-            rest = await asyncio.wait_for(self._subscription(), self._timeout)
+            rest = await within(self._subscription(), self._timeout)
         except asyncio.TimeoutError:
             raise ChannelError(f"Redis at {self._where} takes connections but doesn't answer") from None
         self._reading = asyncio.create_task(self._read(rest, on_message), name="redis-read")
@@ -54,9 +58,12 @@ class Channel:
         """Return after so many seconds; raise a `ChannelError` at once when the subscription is over before."""
         if self._reading is None:
             raise RuntimeError("nothing is subscribed")
-        await asyncio.wait({self._reading}, timeout=seconds)
-        if self._reading.done():
-            self._reading.result()
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            await asyncio.wait({self._reading}, timeout=min(left, SILENCE_SECONDS))
+            if self._reading.done():
+                self._reading.result()
+            self._look_for_life()
 
     async def close(self) -> None:
         """End the connection, whatever state it is in."""
@@ -64,6 +71,16 @@ class Channel:
             self._reading.cancel()
             await asyncio.wait({self._reading})
         self._writer.transport.abort()
+
+    def _look_for_life(self) -> None:
+        now = time.monotonic()
+        if now - self._heard < SILENCE_SECONDS:
+            self._asked = None
+        elif self._asked is None:
+            self._asked = now
+            self._writer.write(resp.command(["PING"]))
+        elif now - self._asked > self._timeout:
+            raise ChannelError(f"Redis at {self._where} doesn't answer any more")
 
     async def _subscription(self) -> list[resp.Reply]:
         while True:
@@ -83,20 +100,14 @@ class Channel:
                     message = reply[2]
                     if isinstance(message, (bytes, resp.TooLarge)):
                         on_message(message)
-            try:
-                replies = await asyncio.wait_for(self._next(), SILENCE_SECONDS)
-            except asyncio.TimeoutError:
-                self._writer.write(resp.command(["PING"]))
-                try:
-                    replies = await asyncio.wait_for(self._next(), self._timeout)
-                except asyncio.TimeoutError:
-                    raise ChannelError(f"Redis at {self._where} doesn't answer any more") from None
+            replies = await self._next()
 
     async def _next(self) -> list[resp.Reply]:
         try:
             data = await self._reader.read(READ_BYTES)
             if not data:
                 raise ChannelError(f"Redis at {self._where} closed the connection")
+            self._heard = time.monotonic()
             return self._replies.feed(data)
         except OSError as error:
             raise ChannelError(f"the connection to Redis at {self._where} broke: {error}") from None
@@ -115,7 +126,7 @@ async def subscribed(settings: BigBlueButtonSettings, channel: str, on_message: 
     """
     where = f"{settings.redis_host}:{settings.redis_port}"
     try:
-        reader, writer = await asyncio.wait_for(
+        reader, writer = await within(
             asyncio.open_connection(settings.redis_host, settings.redis_port, limit=READ_BYTES),
             settings.timeout_seconds,
         )

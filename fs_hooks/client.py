@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from callyard.settings import EslSettings
+from callyard.tasks import within
 from fs_hooks import esl
 
 READ_BYTES = 256 * 1024
@@ -150,7 +151,7 @@ class Link:
 
     async def _answer(self, answer: asyncio.Future[esl.Frame], what: str) -> esl.Frame:
         try:
-            return await asyncio.wait_for(answer, self._timeout)
+            return await within(answer, self._timeout)
         except asyncio.TimeoutError:
             raise NoAnswerError(
                 f"{self._where} takes connections but didn't send {what} within {self._timeout:g} s: is it FreeSWITCH,"
@@ -213,7 +214,7 @@ async def connect(settings: EslSettings, on_frame: OnFrame) -> AsyncIterator[Lin
     What it raises ends the connection and is raised by the `Link`'s next method.
     """
     try:
-        reader, writer = await asyncio.wait_for(
+        reader, writer = await within(
             asyncio.open_connection(settings.host, settings.port, limit=READ_BYTES), settings.connect_timeout_seconds
         )
     except asyncio.TimeoutError:

@@ -26,6 +26,7 @@ from callyard.errors import CommandError
 from callyard.records import ConferenceRegistered, ConferenceUnregistered, Sent
 from callyard.sending import Sequence
 from callyard.settings import NodeSettings
+from callyard.tasks import within
 from fs_hooks.instances import Change, Conference, Opened
 
 log = structlog.get_logger(__name__)
@@ -82,6 +83,8 @@ class Publisher:
         self._node = node
         self._waiting: dict[str, _Said] = {}
         self._in_flight: dict[str, _Said] = {}
+        self._handed_at: dict[str, float] = {}
+        """When what is in flight was handed over; the oldest first."""
         self._told: set[str] = set()
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
@@ -110,15 +113,19 @@ class Publisher:
             await self._hand_over()
             if self._fatal is not None:
                 raise CommandError(f"Kafka refuses this hook's records for good: {self._fatal!r}") from self._fatal
+            pause = self._pause()
+            timer = None if pause is None else asyncio.get_running_loop().call_later(pause, self._wake.set)
             try:
-                await asyncio.wait_for(self._wake.wait(), self._pause())
-            except asyncio.TimeoutError:
-                self._look_for_stall()
+                await self._wake.wait()
+            finally:
+                if timer is not None:
+                    timer.cancel()
+            self._look_for_stall()
 
     async def drain(self, seconds: float) -> None:
         """Give what still waits this long to be delivered; `run` must have ended. Says what was left."""
         try:
-            await asyncio.wait_for(self._drain(), seconds)
+            await within(self._drain(), seconds)
         except asyncio.TimeoutError:
             log.warning("ended before Kafka took everything", waiting=self._count())
 
@@ -147,6 +154,7 @@ class Publisher:
             if said is None:  # taken back while an earlier hand-over waited
                 continue
             self._in_flight[instance] = said
+            self._handed_at[instance] = time.monotonic()
             if isinstance(said.change, Opened):
                 self._told.add(instance)
             try:
@@ -161,7 +169,7 @@ class Publisher:
         if delivery.cancelled() or error is not None:
             self._failed(instance, said, error or asyncio.CancelledError())
             return
-        del self._in_flight[instance]
+        del self._in_flight[instance], self._handed_at[instance]
         conference, seconds = said.change.conference, time.monotonic() - said.at
         if not isinstance(said.change, Opened):
             self._told.discard(instance)
@@ -172,7 +180,7 @@ class Publisher:
                      seconds=round(seconds, 4))  # fmt: skip
         if not said.renewal:
             DELIVERY_SECONDS.observe(seconds)
-        if self._stalled_since is not None:
+        if self._stalled_since is not None and not self._overdue():
             log.info("Kafka takes records again", seconds=round(time.monotonic() - self._stalled_since, 1))
             self._stalled_since = None
         self._changed()
@@ -180,7 +188,7 @@ class Publisher:
             self._wake.set()
 
     def _failed(self, instance: str, said: _Said, error: BaseException) -> None:
-        del self._in_flight[instance]
+        del self._in_flight[instance], self._handed_at[instance]
         self._waiting.setdefault(instance, said)
         self._not_before = time.monotonic() + RETRY_SECONDS
         self._stall(repr(error))
@@ -190,9 +198,12 @@ class Publisher:
         self._wake.set()
 
     def _look_for_stall(self) -> None:
-        oldest = min((said.at for said in self._in_flight.values()), default=None)
-        if oldest is not None and time.monotonic() - oldest > STALL_SECONDS:
+        if self._overdue():
             self._stall(f"no acknowledgement for {STALL_SECONDS:g} s")
+
+    def _overdue(self) -> bool:
+        oldest = next(iter(self._handed_at.values()), None)
+        return oldest is not None and time.monotonic() - oldest > STALL_SECONDS
 
     def _stall(self, reason: str) -> None:
         if self._stalled_since is None:

@@ -42,6 +42,11 @@ class Registrar:
         """What is registered, by key."""
         return self._merge.live
 
+    @property
+    def meetings(self) -> frozenset[str]:
+        """The numbers that are registered as meetings: there may be no conference of FreeSWITCH's yet."""
+        return frozenset(c.number for c in self.live.values() if c.source is Source.BIGBLUEBUTTON)
+
     def apply(self, changes: Iterable[Change], at: float) -> None:
         """Apply what changed at a source; ``at`` is the monotonic time (seconds) of what caused it."""
         self._offer(self._merge.apply(changes), at)

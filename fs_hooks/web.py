@@ -12,6 +12,8 @@ import ssl
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+from callyard.tasks import within
+
 MAX_BYTES = 16 * 1024 * 1024
 """An attendee takes some 400 bytes of a list of meetings."""
 
@@ -26,7 +28,7 @@ async def get(url: str, path: str, seconds: float) -> bytes:
     Raises `WebError`. A server's certificate is checked against the system's authorities.
     """
     try:
-        answer = await asyncio.wait_for(_exchange(url, path), seconds)
+        answer = await within(_exchange(url, path), seconds)
     except asyncio.TimeoutError:
         raise WebError(f"no answer from {url} within {seconds:g} s") from None
     except OSError as error:  # TLS's errors are OSErrors, too

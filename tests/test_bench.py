@@ -47,6 +47,20 @@ def test_a_message_keeps_the_first_of_each_header_and_all_variables() -> None:
 
 
 @pytest.mark.kafka
+def test_a_quick_soak_delivers_all_of_it() -> None:
+    """It ends with an error unless Kafka was told of each change, and the hook knows what there is."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.soak", "--seconds", "5", "--rate", "60", "--life", "1", "--away", "1"],
+        cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = orjson.loads(done.stdout)
+    assert found["conferences"] >= 290
+    assert found["events"] >= 2 * found["conferences"]
+    assert 20 < found["MB at the end"] < 200, "a process's memory, and not another's"
+
+
+@pytest.mark.kafka
 @pytest.mark.asterisk
 def test_a_quick_run_measures_every_part(tmp_path: Path) -> None:
     figures = tmp_path / "bench.json"
@@ -60,6 +74,8 @@ def test_a_quick_run_measures_every_part(tmp_path: Path) -> None:
     assert set(parts) == set(PARTS)
     assert [parts[name]["total"]["count"] for name in ("openings", "herd", "floor", "at-once")] == [20] * 4
     assert parts["polling"]["total"]["count"] == 5
+    assert parts["hook"]["memory: events"] >= 40_000
+    assert parts["hook"]["ESL bytes to Kafka's client, p50, ms"] > 0
     assert len(found["aims"]) == 3
     for sample in parts["openings"]["samples"]:
         moments = list(sample.values())

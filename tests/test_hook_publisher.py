@@ -21,7 +21,7 @@ from callyard.parts.freeswitch import FreeSwitch
 from callyard.records import RegistrationRecord, Sent, UnregisterReason
 from callyard.settings import KafkaSettings, NodeSettings
 from fs_hooks.conferences import Conference, Ended, Opened
-from fs_hooks.publisher import Publisher
+from fs_hooks.publisher import MOST_IN_FLIGHT, Publisher
 from tests.support import kafka as kafka_support
 from tests.support.hook import events, hook, registrations, running, words
 from tests.support.wait import until
@@ -133,6 +133,54 @@ async def test_a_failed_delivery_is_repeated_unless_something_newer_came(
     outlet.deliver(KafkaConnectionError("away"))
     await until(lambda: len(outlet.taken) == 4)
     assert sorted(outlet.said[2:]) == ["+ 49123 b", "- 49123 a ended"]
+
+
+async def test_however_many_come_and_go_while_kafka_is_away_what_waits_is_bounded(
+    publisher: Publisher, outlet: HeldOutlet
+) -> None:
+    for number in range(5 * MOST_IN_FLIGHT):
+        publisher.offer(opened(f"i{number}", str(10000 + number)), time.monotonic())
+        if number % 100 == 0:
+            await asyncio.sleep(0)
+    await until(lambda: len(outlet.taken) == MOST_IN_FLIGHT)
+    for number in range(5 * MOST_IN_FLIGHT):
+        publisher.offer(ended(f"i{number}", str(10000 + number)), time.monotonic())
+    assert publisher._count() == MOST_IN_FLIGHT, "only of what Kafka may know there is still something to say"
+    while len(outlet.taken) < 2 * MOST_IN_FLIGHT:
+        outlet.deliver()
+        await asyncio.sleep(0)
+    assert outlet.said[MOST_IN_FLIGHT:] == [f"- {10000 + n} i{n} ended" for n in range(MOST_IN_FLIGHT)]
+
+
+async def test_what_is_beyond_the_bound_follows_when_there_is_room_and_at_the_end(outlet: HeldOutlet) -> None:
+    publisher = Publisher(outlet, NODE)
+    running = asyncio.create_task(publisher.run())
+    for number in range(MOST_IN_FLIGHT + 2):
+        publisher.offer(opened(f"i{number}", str(10000 + number)), time.monotonic())
+    await until(lambda: len(outlet.taken) == MOST_IN_FLIGHT)
+    outlet.deliver()
+    await until(lambda: len(outlet.taken) == MOST_IN_FLIGHT + 1)
+    running.cancel()
+    await asyncio.wait({running})
+    draining = asyncio.create_task(publisher.drain(20))
+    while not draining.done():
+        if any(not delivery.done() for _, delivery in outlet.taken):
+            outlet.deliver()
+        await asyncio.sleep(0)
+    assert len(outlet.taken) == MOST_IN_FLIGHT + 2
+
+
+async def test_it_ends_even_as_a_delivery_does(outlet: HeldOutlet) -> None:
+    """A cancellation must not be lost in the moment in which something else wakes it."""
+    publisher = Publisher(outlet, NODE)
+    running = asyncio.create_task(publisher.run())
+    publisher.offer(opened("a"), time.monotonic())
+    await until(lambda: outlet.taken)
+    outlet.deliver()
+    await asyncio.wait_for(publisher.settled(), 5)
+    running.cancel()
+    await asyncio.wait({running}, timeout=5)
+    assert running.cancelled()
 
 
 async def test_a_refusal_for_good_ends_the_publisher(outlet: HeldOutlet) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from callyard import clients
+from callyard.records import Source
 from callyard.settings import (
     GROUPS,
     AmiSettings,
+    BigBlueButtonSettings,
     EslSettings,
     GatewaySettings,
     KafkaSettings,
@@ -48,6 +50,39 @@ def test_the_environment_is_read_and_typed() -> None:
     node = load(NodeSettings, environment=environment)[NodeSettings]
     assert (node.id, node.renew_seconds) == ("node-7", 2.5)
     assert node.uri_of("49123") == "sip:49123@192.0.2.7:5060;transport=tcp"
+
+
+def test_numbers_and_patterns_are_excluded_whole() -> None:
+    node = load(NodeSettings, environment={"CALLYARD_NODE_SIP_URI": URI, "CALLYARD_NODE_EXCLUDE": "99999, 98*,7777?"})
+    excluded = node[NodeSettings].excluded
+    assert all(excluded.fullmatch(number) for number in ("99999", "98123", "9812345678", "77771"))
+    assert not any(excluded.fullmatch(number) for number in ("999990", "19812", "7777", "777712", ""))
+    none = load(NodeSettings, environment={"CALLYARD_NODE_SIP_URI": URI, "CALLYARD_NODE_EXCLUDE": ""})
+    assert not none[NodeSettings].excluded.fullmatch("99999")
+    assert "NODE_EXCLUDE" in problems(NodeSettings, NODE_SIP_URI=URI, NODE_EXCLUDE=".*")[0]
+
+
+def test_each_source_has_its_own_uri_or_that_of_freeswitch() -> None:
+    environment = {"CALLYARD_NODE_SIP_URI": URI, "CALLYARD_NODE_SOURCES": "bigbluebutton, freeswitch"}
+    node = load(NodeSettings, environment=environment)[NodeSettings]
+    assert node.used_sources == set(Source)
+    assert node.uri_of("49123", Source.BIGBLUEBUTTON) == node.uri_of("49123", Source.FREESWITCH)
+    environment["CALLYARD_NODE_MEETING_SIP_URI"] = "sips:{conference}@livekit.example.org:5071;transport=tls"
+    node = load(NodeSettings, environment=environment)[NodeSettings]
+    assert node.uri_of("49123", Source.BIGBLUEBUTTON) == "sips:49123@livekit.example.org:5071;transport=tls"
+    assert node.uri_of("49123", Source.FREESWITCH) == "sip:49123@192.0.2.7:5060;transport=tcp"
+    for name, value in (("NODE_MEETING_SIP_URI", "sip:49123@x"), ("NODE_SOURCES", "asterisk"), ("NODE_SOURCES", "")):
+        assert name in problems(NodeSettings, **{"NODE_SIP_URI": URI, name: value})[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("API_URL", "ftp://x/api"), ("API_URL", "http://"), ("API_URL", "http://x:99999/api"), ("API_URL", "http://x/a b"),
+     ("API_URL", "http://user@x/api"), ("SECRET", "two\nlines"), ("SECRET", ""), ("REDIS_PASSWORD", "a\r\nb")],
+)  # fmt: skip
+def test_bigbluebuttons_settings_are_checked(name: str, value: str) -> None:
+    given_ = {"BIGBLUEBUTTON_SECRET": SECRET, f"BIGBLUEBUTTON_{name}": value}
+    assert f"CALLYARD_BIGBLUEBUTTON_{name}" in problems(BigBlueButtonSettings, **given_)[0]
 
 
 def test_all_problems_of_all_groups_come_at_once_each_with_its_variable_and_meaning() -> None:

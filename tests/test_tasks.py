@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from callyard.processes import Child, ProcessError, free_port, worker
-from callyard.tasks import TaskEndedError, Tasks
+from callyard.tasks import TaskEndedError, Tasks, within
 from tests.support.ports import free_ports
 from tests.support.wait import until
 
@@ -230,3 +230,26 @@ def test_free_ports_differ_and_can_be_bound(kind: socket.SocketKind) -> None:
     for port in (*ports, free_port(kind=kind)):
         with socket.socket(socket.AF_INET, kind) as made:
             made.bind(("127.0.0.1", port))
+
+
+async def test_within_returns_raises_and_times_out() -> None:
+    async def fails() -> None:
+        raise KeyError("its own")
+
+    assert await within(asyncio.sleep(0, "done"), 5) == "done"
+    with pytest.raises(KeyError, match="its own"):
+        await within(fails(), 5)
+    never = asyncio.get_running_loop().create_future()
+    with pytest.raises(asyncio.TimeoutError):
+        await within(never, 0.01)
+    assert never.cancelled()
+
+
+async def test_within_loses_no_cancellation_that_comes_as_the_work_ends() -> None:
+    work: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    waiting = asyncio.create_task(within(work, 5))
+    await asyncio.sleep(0)
+    work.set_result(None)
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    assert waiting.cancelled()

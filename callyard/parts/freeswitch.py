@@ -150,6 +150,8 @@ class FreeSwitch:
         """The ``api`` commands that the user of the event socket isn't allowed (mod_event_socket.c)."""
         self.obeyed: list[str] = []
         """The commands that came, oldest first, without the password."""
+        self.subscriptions: list[str] = []
+        """The commands by which clients subscribed to events."""
         self.answering = asyncio.Event()
         self.answering.set()
         self._recorded = _Recorded()
@@ -266,8 +268,8 @@ class FreeSwitch:
             if await self._authenticate(reader, client):
                 while await self._obey(await _command(reader), client):
                     self._note()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # it left: nothing more to say to it
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # it left, or was dropped (asyncio would log that): nothing more to say to it
         finally:
             self._clients.discard(client)
             await client.close()
@@ -286,6 +288,7 @@ class FreeSwitch:
         self.obeyed.append(command)
         if words[:1] == ["event"] and len(words) > 2 and words[1] in _FORMATS:
             client.subscribed = "json" if words[1] == "json" else "plain"
+            self.subscriptions.append(command)
             client.write(self._recorded.subscribed[client.subscribed])
         elif words[:1] == ["api"] and len(words) > 1 and words[1] in self.denied:
             client.write(b"Content-Type: command/reply\nReply-Text: -ERR permission denied\n\n")
