@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 
+import orjson
 import pytest
 import pytest_asyncio
 
@@ -159,6 +160,26 @@ async def test_the_callers_of_a_dead_gateway_are_written_off_and_call_again_at_a
         control.open(conference)
         await until(lambda: talking(node, conference) == 1, what="the caller talks by way of the other gateway")
     assert {i.gateway_id for i in await instructed(site, conference)} == {"gw-1"}
+
+
+async def test_the_logs_are_one_json_object_a_line_and_tell_no_secret_and_no_number(site: Site) -> None:
+    secrets = {gateway.asterisk.ami.secret.get_secret_value() for gateway in site.gateways.values()}
+    secrets |= {control.password for control, _ in site.nodes}
+    logs = {path.stem: path.read_text(encoding="utf-8") for path in site.directory.glob("*.log")}
+    assert len(logs) == 2 + 2 + 6, sorted(logs)
+    about_calls = 0
+    for name, text in logs.items():
+        assert not [secret for secret in secrets if secret in text], name
+        assert "+49301" not in text, f"{name}: a caller's number"
+        for line in text.splitlines():
+            fields = orjson.loads(line)
+            assert {"event", "level", "timestamp", "worker"} <= fields.keys(), line
+            if fields["event"] in {"call seen", "redirect accepted", "instruction not carried out"}:
+                assert {"conference", "call_id", "stay", "attempt", "gateway_id"} <= fields.keys(), line
+                about_calls += 1
+            if fields["event"] == "conference registered":
+                assert {"conference", "instance_id"} <= fields.keys(), line
+    assert about_calls > 20
 
 
 async def written_off(site: Site, conference: str) -> bool:

@@ -10,6 +10,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import orjson
 import pytest
 
 from callyard.processes import Child, ProcessError, free_port, worker
@@ -230,3 +231,29 @@ def test_free_ports_differ_and_can_be_bound(kind: socket.SocketKind) -> None:
     for port in (*ports, free_port(kind=kind)):
         with socket.socket(socket.AF_INET, kind) as made:
             made.bind(("127.0.0.1", port))
+
+
+FAILING = """
+    import threading, warnings
+    from callyard import log
+    from callyard.settings import LogSettings
+
+    log.configure(LogSettings(format="json"), "hook")
+    warnings.warn("an old way")
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+    raise ValueError("two\\nlines")
+"""
+
+
+async def test_whatever_goes_wrong_is_one_line_of_json(tmp_path: Path) -> None:
+    child = python(tmp_path, FAILING)
+    child.start()
+    assert await asyncio.wait_for(child.wait(), 20) == 1
+    told = [orjson.loads(line) for line in child.lines()]
+    assert [fields["level"] for fields in told] == ["warning", "critical", "critical"]
+    assert "an old way" in told[0]["event"]
+    assert "ZeroDivisionError" in told[1]["exception"]
+    assert told[2]["error"] == "ValueError('two\\nlines')"
+    assert {fields["worker"] for fields in told[2:]} == {"hook"}
