@@ -4,8 +4,8 @@
 
 For each size: one worker starts on such a table; a second one joins, ends in order, joins again, and is killed. A probe
 writes an input to each partition twenty times a second. The pause of a partition is the longest time that one of its
-inputs waited for its decision: from the broker's timestamp of the input to that of the journal's entry. Last, each
-worker's SIGTERM. Docs: docs/scale.md has a run.
+inputs waited for its decision: from the broker's timestamp of the input to that of the journal's entry. Last, the
+SIGTERM of a worker. See docs/scale.md.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from aiokafka import AIOKafkaProducer
 
 from bench.stages import read
 from callyard import clients
+from callyard.errors import CommandError
 from callyard.kafka import embedded
 from callyard.processes import Child, worker
 from callyard.records import JOURNAL, ConferenceUnregistered, JournalEntry, Source, parse
@@ -110,7 +111,18 @@ class Probe:
                 await asyncio.gather(sending, return_exceptions=True)
 
     async def pauses(self, since: float) -> dict[int, float]:
-        """The longest wait of an input of each partition, seconds, of those written since then (by `time.time`)."""
+        """The longest wait of an input of each partition, seconds, of those written since then (by `time.time`).
+
+        Returns when all of them are decided. Raises `CommandError` where that takes too long.
+        """
+        deadline = time.monotonic() + READY_SECONDS
+        while (found := await self._waits(since)) is None:
+            if time.monotonic() > deadline:
+                raise CommandError(f"inputs are not decided after {READY_SECONDS:g} s")
+            await asyncio.sleep(1)
+        return found
+
+    async def _waits(self, since: float) -> dict[int, float] | None:
         names = topics(self.settings)
         written: dict[tuple[int, int], int] = {}
         decided: dict[tuple[int, int], int] = {}
@@ -124,8 +136,9 @@ class Probe:
                     decided.setdefault((entry.position.partition, entry.position.offset), record.timestamp)
         longest: dict[int, float] = {}
         for position, at in written.items():
-            if position in decided:
-                longest[position[0]] = max(longest.get(position[0], 0), (decided[position] - at) / 1000)
+            if position not in decided:
+                return None
+            longest[position[0]] = max(longest.get(position[0], 0), (decided[position] - at) / 1000)
         return longest
 
 
@@ -154,7 +167,6 @@ async def measured(probe: Probe, what: str, event: object) -> None:
         await asyncio.sleep(SETTLE_SECONDS)
         await event  # type: ignore[misc]
         await asyncio.sleep(SETTLE_SECONDS * 4)
-    await asyncio.sleep(SETTLE_SECONDS)
     found = sorted((await probe.pauses(since)).values())
     say(what, f"pause of a partition: shortest {found[0]:.2f} s, median {found[len(found) // 2]:.2f} s,"
         f" longest {found[-1]:.2f} s")  # fmt: skip
