@@ -289,6 +289,12 @@ class Session:
         """End the session; whatever waits for an answer gets `AmiLostError`."""
         self.fail(AmiLostError("the manager connection was closed here"))
 
+    def abort(self) -> None:
+        """End the session; what is written and not yet on its way never reaches Asterisk."""
+        if self._protocol is not None:
+            self._protocol.transport.abort()
+        self.fail(AmiLostError("the manager connection was broken off here"))
+
     def fail(self, error: AmiError) -> None:
         """End the session because of this."""
         if self.lost is not None:

@@ -10,6 +10,9 @@ carried out only after a look at the fence, in the same step; while it doesn't h
 confirmed heartbeat comes after the group has said who is the owner: either this one still is, and goes on, or what
 waits is dropped with the partition.
 
+Who gives the partition up, in a rebalance or at its end, first waits for Asterisk's answers to what it has written, and
+breaks the connection off where they don't come: nothing of it is carried out once another may speak.
+
 An instruction is true until its deadline, by the brokers' clock (`callyard.broker_clock`). Whoever reads it later,
 because every agent of the gateway was away, refuses it: its conference may have ended. The desk instructs what is true.
 
@@ -62,6 +65,10 @@ HEARTBEAT_MS = 500
 LOOK_BACK = 1_000
 """So many records before the committed offset are read at a takeover, to learn the newest epochs."""
 COMMIT_SECONDS = 1.0
+SETTLE_SECONDS = 1.0
+"""Longest wait for Asterisk's answers before the partition is given up: they take milliseconds."""
+DRAIN_SECONDS = 2.0
+"""At the end: longest wait until Kafka has what was said, and for the offsets."""
 POLL_MS = 100
 
 INSTRUCTIONS = Counter("callyard_agent_instructions", "Dial instructions, by what became of them.", ["outcome"])
@@ -128,7 +135,28 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         self._owner = self._take_over = False
         self._turn += 1
         if was_owner:
+            await self._settle()
             await self._commit()
+
+    async def _settle(self) -> None:
+        """Return when nothing that was written to Asterisk is still to be carried out."""
+        if self._answers:
+            await asyncio.wait(self._answers, timeout=SETTLE_SECONDS)
+        if self._answers:
+            log.warning("Asterisk does not answer; breaking off, because another may speak soon")
+            self._gateway.break_off()
+
+    async def _hand_over(self) -> None:
+        """This process ends: leave nothing half done, and only then the group."""
+        await self._settle()
+        await self._publisher.drain(DRAIN_SECONDS)
+        try:
+            await asyncio.wait_for(self._commit(), DRAIN_SECONDS)
+        except asyncio.TimeoutError:
+            log.warning("offsets not committed; what is read twice is refused by the channels' marks")
+        self._owner = False
+        self._publisher.mute()
+        OWNER.set(0)
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         assert self._consumer is not None  # noqa: S101 - it is what calls this
@@ -166,9 +194,11 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
             try:
                 while True:
                     await self._round(consumer)
-            finally:
+            except asyncio.CancelledError:
                 if self._owner:
-                    await self._commit()
+                    await self._hand_over()
+                raise
+            finally:
                 for task in self._answers:
                     task.cancel()
 

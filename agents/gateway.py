@@ -74,6 +74,11 @@ class Gateway:
         """Take a snapshot now: something is in doubt."""
         self._snapshot_wanted.set()
 
+    def break_off(self) -> None:
+        """End the present session at once: what is written and not yet sent never reaches Asterisk."""
+        if self.session is not None:
+            self.session.abort()
+
     async def run(self) -> None:
         """Stay connected until cancelled.
 

@@ -83,6 +83,8 @@ class Publisher:
         self._under_way = 0
         self._progress = 0.0
         self._failure: BaseException | None = None
+        self._drained = asyncio.Event()
+        self._drained.set()
         self.announced = asyncio.Event()
         """Set once an announcement was delivered completely since `speak`."""
 
@@ -95,6 +97,16 @@ class Publisher:
         self._speaking = True
         self.announce()
 
+    async def drain(self, seconds: float) -> None:
+        """Wait until all that was said so far is delivered, so many seconds at most; says what was left."""
+        if not self._speaking:
+            return
+        try:
+            await asyncio.wait_for(self._drained.wait(), seconds)
+        except asyncio.TimeoutError:
+            log.warning("ended before Kafka took everything; the next one announces it",
+                        waiting=len(self._waiting) + self._under_way)  # fmt: skip
+
     def mute(self) -> None:
         """Somebody else speaks for the gateway: also what was handed to the producer is not written any more."""
         self._speaking = False
@@ -102,11 +114,13 @@ class Publisher:
         self._failure = FencedError("this process no longer speaks for its gateway")
         self._wake.set()
         self._waiting.clear()
+        self._drained.set()
         self.announced.clear()
 
     def announce(self) -> None:
         """Tell everything anew, after what still waits to be told."""
         self._announce = True
+        self._drained.clear()
         self.announced.clear()
         self._wake.set()
 
@@ -130,6 +144,8 @@ class Publisher:
             self._waiting.clear()
             self.announce()
             self._told_behind("more waits than is kept")
+        if self._waiting:
+            self._drained.clear()
         self._wake.set()
 
     def _remember(self, record: CallerLeft) -> None:
@@ -232,6 +248,7 @@ class Publisher:
     def _check_announced(self) -> None:
         if self._speaking and not self._announce and not self._waiting and not self._under_way and not self._failure:
             self.announced.set()
+            self._drained.set()
             if self._behind:
                 self._behind = False
                 log.info("Kafka takes records again; everything is told")

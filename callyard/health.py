@@ -65,7 +65,7 @@ def run(settings: HealthSettings, main: Callable[[asyncio.Event, Health], Corout
         async with serving(settings, health):
             await main(stop, health)
 
-    tasks.run(served)
+    tasks.run(served, settings.grace_seconds)
 
 
 @asynccontextmanager

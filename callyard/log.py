@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
+from collections.abc import Iterable
+from types import TracebackType
 
 import structlog
 
@@ -41,7 +44,13 @@ def configure(settings: LogSettings, worker: str) -> None:
     """Set up logging of this process to standard error; libraries' own loggers are let through from warnings up."""
     level = getattr(logging, settings.level.upper())
     as_json = settings.format == "json" or (settings.format == "auto" and not sys.stderr.isatty())
+
+    def name_worker(_: object, __: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        # Not bound to the context: that of another thread (Faust's) has nothing of it.
+        return {**fields, "worker": worker}
+
     shared: list[structlog.typing.Processor] = [
+        name_worker,
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -69,4 +78,26 @@ def configure(settings: LogSettings, worker: str) -> None:
     root.setLevel(logging.WARNING)
     for name in OURS:
         logging.getLogger(name).setLevel(level)
-    structlog.contextvars.bind_contextvars(worker=worker)
+    logging.captureWarnings(capture=True)
+    if as_json:
+        # Whoever reads the log line by line must not find a traceback spread over many.
+        sys.excepthook = _log_uncaught
+        threading.excepthook = lambda failed: _log_uncaught(
+            failed.exc_type, failed.exc_value or failed.exc_type(), failed.exc_traceback
+        )
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not issubclass(kind, Exception):  # an interrupt
+        sys.__excepthook__(kind, error, trace)
+        return
+    structlog.get_logger("callyard").critical("a bug ended it", error=repr(error), exc_info=(kind, error, trace))
+
+
+def tell(command: str, problems: Iterable[str]) -> bool:
+    """Log why a command ends, one event for each problem, if its log is read by machines; False where it isn't."""
+    if sys.excepthook is not _log_uncaught:
+        return False
+    for problem in problems:
+        structlog.get_logger("callyard").critical("ended", command=command, error=problem)
+    return True

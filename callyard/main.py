@@ -15,7 +15,7 @@ from typing import NamedTuple
 import typer
 from rich.console import Console
 
-from callyard import __version__
+from callyard import __version__, log
 from callyard.clients import KafkaUnreachableError
 from callyard.errors import CommandError
 from callyard.settings import SettingsError
@@ -102,7 +102,8 @@ def _run(name: str, arguments: list[str], err: Console) -> int:
         err.print(f"callyard {name}: {error}")
         return 2
     except (CommandError, KafkaUnreachableError, TopicsError) as error:
-        err.print(f"callyard {name}: {error}")
+        if not log.tell(name, error.problems if isinstance(error, TopicsError) else [str(error)]):
+            err.print(f"callyard {name}: {error}")
         return 1
     return result if isinstance(result, int) else 0
 

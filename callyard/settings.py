@@ -154,6 +154,11 @@ class HealthSettings(Group):
         " need different ones: by custom stream 9101, agent 9102, hook 9103. `callyard up` takes this one for the"
         " stream, the next for the agent, and the one after that for the hook.",
     )  # fmt: skip
+    grace_seconds: float = Field(
+        12, ge=1, le=300,
+        description="Seconds from SIGTERM after which a worker ends even if it isn't done (Kafka may be away); less"
+        " than its supervisor's own grace period. What it was about is gone on with by the next one.",
+    )  # fmt: skip
 
 
 class NodeSettings(Group):

@@ -9,7 +9,10 @@ before it.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import sys
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -19,6 +22,8 @@ import uvloop
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+
+EXIT_LATE = 75
 
 
 class TaskEndedError(RuntimeError):
@@ -79,14 +84,36 @@ async def within(work: Awaitable[T], seconds: float) -> T:
     raise asyncio.TimeoutError
 
 
-def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
-    """Run a worker on uvloop until SIGTERM or SIGINT; the event given to ``main`` is set then."""
+def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], grace_seconds: float = 0) -> None:
+    """Run a worker on uvloop until SIGTERM or SIGINT; the event given to ``main`` is set then.
+
+    ``grace_seconds``: how long it may take to end from then on (0: as long as it likes). After that the process ends
+    with status `EXIT_LATE`: what it was about is in Kafka and is gone on with by the next one.
+    """
 
     async def supervised() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
+        ending = asyncio.create_task(_watch_end(stop, grace_seconds), name="end") if grace_seconds else None
         await main(stop)
+        if ending is not None:
+            ending.cancel()
 
     uvloop.run(supervised())
+
+
+async def _watch_end(stop: asyncio.Event, grace_seconds: float) -> None:
+    await stop.wait()
+    began = time.monotonic()
+    log.info("stopping", grace_seconds=grace_seconds)
+    try:
+        await asyncio.sleep(grace_seconds)
+    except asyncio.CancelledError:
+        log.info("stopped", seconds=round(time.monotonic() - began, 3))
+        raise
+    log.error("did not end in time; ending now", grace_seconds=grace_seconds,
+              tasks=sorted(task.get_name() for task in asyncio.all_tasks()))  # fmt: skip
+    sys.stderr.flush()
+    os._exit(EXIT_LATE)

@@ -330,7 +330,7 @@ async def _main(settings: Loaded, stop: asyncio.Event, told: Health) -> None:
 
 def _quieten_faust() -> None:
     """Faust tells of each service that starts and stops; what matters is logged by the engine."""
-    for name in ("faust", "mode"):
+    for name in ("faust", "mode", "streams.faust_guards"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

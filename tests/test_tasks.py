@@ -10,6 +10,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import orjson
 import pytest
 
 from callyard.processes import Child, ProcessError, free_port, worker
@@ -253,3 +254,29 @@ async def test_within_loses_no_cancellation_that_comes_as_the_work_ends() -> Non
     waiting.cancel()
     await asyncio.wait({waiting})
     assert waiting.cancelled()
+
+
+FAILING = """
+    import threading, warnings
+    from callyard import log
+    from callyard.settings import LogSettings
+
+    log.configure(LogSettings(format="json"), "hook")
+    warnings.warn("an old way")
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+    raise ValueError("two\\nlines")
+"""
+
+
+async def test_whatever_goes_wrong_is_one_line_of_json(tmp_path: Path) -> None:
+    child = python(tmp_path, FAILING)
+    child.start()
+    assert await asyncio.wait_for(child.wait(), 20) == 1
+    told = [orjson.loads(line) for line in child.lines()]
+    assert [fields["level"] for fields in told] == ["warning", "critical", "critical"]
+    assert "an old way" in told[0]["event"]
+    assert "ZeroDivisionError" in told[1]["exception"]
+    assert told[2]["error"] == "ValueError('two\\nlines')"
+    assert {fields["worker"] for fields in told[2:]} == {"hook"}
