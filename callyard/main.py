@@ -2,7 +2,7 @@
 
 Commands live with the package that they run (``streams.command``, …) and are imported only when called, so that a
 node needs no Faust and a gateway no FreeSWITCH code. Exit statuses: 0 done, 1 it failed (the text says why), 2 wrong
-use or settings, 130 interrupted.
+use or settings, 130 interrupted; audits have some of their own (`streams.audit.reading`).
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _run(name: str, arguments: list[str], err: Console) -> int:
         return 2
     except (CommandError, KafkaUnreachableError, TopicsError) as error:
         err.print(f"callyard {name}: {error}")
-        return 1
+        return error.status if isinstance(error, CommandError) else 1
     return result if isinstance(result, int) else 0
 
 

@@ -82,6 +82,10 @@ class RecordError(ValueError):
     """A record cannot be read. The text names the field, what is wrong with it, and what to do."""
 
 
+class NewerSchemaError(RecordError):
+    """A record of a schema version that this program doesn't know yet."""
+
+
 class Record(BaseModel):
     """What every record has: a ``type`` and the version of the schema it was written by."""
 
@@ -443,7 +447,7 @@ def parse(adapter: TypeAdapter[R], value: bytes | None) -> R:
         raise RecordError(f"has no {' and no '.join(missing)}: every record names both; begins with {value[:60]!r}")
     version = raw["schema_version"]
     if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise RecordError(
+        raise NewerSchemaError(
             f"schema version {version} is newer than this program's ({SCHEMA_VERSION}): upgrade this program first"
         )
     try:
