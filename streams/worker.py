@@ -27,7 +27,14 @@ from prometheus_client import Counter
 
 from callyard import clients, tasks, topics
 from callyard.fence import Fence, FencedError, fence_producer
-from callyard.settings import KafkaSettings, Loaded, PolicySettings, SecurityProtocol, StreamSettings
+from callyard.settings import (
+    KafkaSettings,
+    Loaded,
+    PolicySettings,
+    SecurityProtocol,
+    SettingsError,
+    StreamSettings,
+)
 from callyard.topics import DESK_TABLE, Topics, stream_id
 from streams.engine import Engine
 from streams.faust_guards import GuardedApp
@@ -141,6 +148,7 @@ class Worker:
             worker=self.name,
             group_limit=stream.group_limit,
             tick_seconds=stream.tick_seconds,
+            snapshot_seconds=stream.snapshot_seconds,
             failed=end_process,
         )
         self._tasks = [
@@ -297,6 +305,19 @@ async def _main(settings: Loaded, stop: asyncio.Event) -> None:
     await asyncio.gather(starting, crashed, stopping, return_exceptions=True)
 
 
+def check_snapshots(settings: Loaded) -> None:
+    """Raise `SettingsError` unless the journal is kept for two snapshots: else no moment of it could be restored."""
+    kafka, stream = settings[KafkaSettings], settings[StreamSettings]
+    if kafka.retention_days * 86_400 < 2 * stream.snapshot_seconds:
+        raise SettingsError(
+            [
+                f"{kafka.variable('retention_days')} is {kafka.retention_days:g} days, less than twice"
+                f" {stream.variable('snapshot_seconds')} ({stream.snapshot_seconds:g} s): keep the journal longer, or"
+                " take snapshots more often"
+            ]
+        )
+
+
 def _quieten_faust() -> None:
     """Faust tells of each service that starts and stops; what matters is logged by the engine."""
     for name in ("faust", "mode"):
@@ -304,6 +325,10 @@ def _quieten_faust() -> None:
 
 
 def run(settings: Loaded) -> None:
-    """Run a stream worker until SIGTERM or SIGINT. Raises what `topics.check` raises; other errors end the process."""
+    """Run a stream worker until SIGTERM or SIGINT. Raises what `topics.check` raises; other errors end the process.
+
+    Raises `SettingsError` where the journal isn't kept long enough for its snapshots.
+    """
+    check_snapshots(settings)
     _quieten_faust()
     tasks.run(functools.partial(_main, settings))

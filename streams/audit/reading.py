@@ -115,6 +115,31 @@ class Reading:
         self._consumer = consumer
         self._oldest = oldest
 
+    async def widen(self, start_ms: int | None, offsets: Mapping[TopicPartition, tuple[int, int]]) -> None:
+        """Read more than the range, before anything was read: from an earlier time on (None: the range's own start),
+        and at least from and to these offsets, as far as Kafka has them.
+        """
+        partitions = list(self.bounds)
+        begins = await self._consumer.beginning_offsets(partitions)
+        ends = await self._consumer.end_offsets(partitions)
+        earlier = (
+            {} if start_ms is None else await self._consumer.offsets_for_times(dict.fromkeys(partitions, start_ms))
+        )
+        wider = {}
+        for partition, (start, end) in self.bounds.items():
+            found = earlier.get(partition)
+            first, last = offsets.get(partition, (start, end))
+            first = max(begins[partition], min(start, first, start if found is None else found.offset))
+            wider[partition] = (first, min(ends[partition], max(end, last)))
+        self.read_instead(wider)
+
+    def read_instead(self, bounds: Mapping[TopicPartition, tuple[int, int]]) -> None:
+        """Read these offsets, which Kafka must have, and not those of the range; before anything was read."""
+        for partition, (start, _) in bounds.items():
+            self._consumer.seek(partition, start)
+        self.bounds = bounds
+        self.total = sum(end - start for start, end in bounds.values())
+
     def require_any(self) -> None:
         """Raise `EmptyRangeError` where the range holds no record at all."""
         if self.total:

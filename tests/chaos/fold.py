@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -61,7 +62,9 @@ def compacted(changelog: Iterable[Record]) -> tuple[dict[bytes, Row], dict[int, 
         if kind == "@":
             positions[partition] = orjson.loads(value)
         else:
-            rows[key] = decode(kind, value)
+            row = decode(kind, value)
+            # When the last snapshot was is not journalled: it decides nothing.
+            rows[key] = dataclasses.replace(row, snapshot_ms=0) if isinstance(row, DeskRow) else row
     return rows, positions
 
 
