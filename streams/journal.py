@@ -14,6 +14,12 @@ from streams.desk import Changes, Desk
 from streams.draft import Decision
 from streams.rows import DeskRow, RegistrationRow, StayRow
 
+_NOT_SAID = {
+    "type", "schema_version", "conference", "gateway_id", "caller", "caller_form",
+    "sender", "sender_sequence", "sent_at_ms", "key_id", "signature",
+}  # fmt: skip
+"""What an entry holds elsewhere, or must not hold twice: who has a caller's number forgotten looks at rows only."""
+
 
 def stamped(instruction: Instruction, partition: int, epoch: int) -> Instruction:
     """The instruction with its desk's partition and its owner's epoch."""
@@ -38,6 +44,7 @@ def entry(
         epoch=epoch,
         position=position,
         event_type=event.type,
+        said=event.model_dump(mode="json", exclude=_NOT_SAID, exclude_none=True),
         broker_ms=broker_ms,
         now_ms=decision.changes.desk.now_ms,
         outcome=decision.outcome,

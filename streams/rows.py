@@ -167,7 +167,12 @@ def decode(kind: str, value: bytes) -> Row:
     Fields of a newer version are left out. Raises `ValueError`, `KeyError` or `TypeError` for anything that no `encode`
     wrote.
     """
-    fields: dict[str, Any] = orjson.loads(value)
+    return of_fields(kind, orjson.loads(value))
+
+
+def of_fields(kind: str, fields: dict[str, Any]) -> Row:
+    """A row of this kind (``d``, ``r``, ``s``) from its fields as they stand in JSON; otherwise as `decode`."""
+    fields = dict(fields)
     if kind == "r":
         fields["source"] = Source(fields["source"])
         fields["state"] = RegistrationState(fields["state"])
