@@ -383,8 +383,8 @@ class JournalEntry(Record):
     position: Position
     event_type: str
     said: Free | None = None
-    """What the input said of its call or registration, without its sender's bookkeeping and the caller's number; what
-    the ``changes`` don't hold (a hangup cause, say) is kept as long as the journal. None: an older version wrote it."""
+    """What the input said of its call or registration, without its sender's bookkeeping and the caller's number: what
+    the ``changes`` don't hold, a hangup cause, say. None: of an older version, which didn't write it."""
     broker_ms: Milliseconds
     """The broker's timestamp of the input."""
     now_ms: Milliseconds
