@@ -38,6 +38,7 @@ COMMANDS: dict[str, Command] = {
     "agent": Command("agents.command", "gateway", "Run this gateway's agent."),
     "hook": Command("fs_hooks.command", "node", "Run this node's hook."),
     "render": Command("callyard.render_command", "gateway", "Write the configuration of Asterisk."),
+    "replay": Command("streams.audit.replay_command", "stream,audit", "Decide recorded inputs again, and compare."),
     "audit": Command("streams.audit.command", "stream,audit", "Verify the journal; seal it by signed checkpoints."),
     "schema": Command("callyard.schema_command", None, "Print the records' JSON Schema, or the settings' reference."),
     "demo": Command("callyard.demo.command", "embedded,gateway,stream", "Show the main job end to end."),

@@ -7,6 +7,8 @@ made under. All times are milliseconds of the broker's clock.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import orjson
 
@@ -58,7 +60,17 @@ class Policy:
             allowed_nodes=tuple(sorted(host.strip() for host in settings.allowed_nodes.split(",") if host.strip())),
         )
 
-    def as_dict(self) -> dict[str, object]:
+    @classmethod
+    def of_dict(cls, content: Mapping[str, Any]) -> Policy:
+        """A policy as it was journalled; what its version didn't know yet is as settings have it by default.
+
+        Raises `TypeError` for what is no policy.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        fields = {**cls.of(PolicySettings()).as_dict(), **{k: v for k, v in content.items() if k in known}}
+        return cls(**{**fields, "allowed_nodes": tuple(fields["allowed_nodes"])})
+
+    def as_dict(self) -> dict[str, Any]:
         """The policy as it is journalled."""
         return dataclasses.asdict(self)
 

@@ -7,7 +7,7 @@ with a desk's rows (a snapshot's) knows all of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,11 +74,16 @@ class Fold:
 
 def changes_of(entry: JournalEntry, head: str) -> Changes:
     """An entry's changes as rows; ``head``: the hash of the entry's bytes."""
+    return rows_of(entry.changes, head)
+
+
+def rows_of(changes: Iterable[Mapping[str, Any]], head: str | None = None) -> Changes:
+    """Changes, or a snapshot's rows, as they stand in the journal, as rows."""
     desk = DeskRow()
     rows: dict[str, list[Any]] = {"registration": [], "stay": []}
     forgotten: dict[str, list[str]] = {"registration": [], "stay": []}
     retired = False
-    for change in entry.changes:
+    for change in changes:
         fields = dict(change)
         if what := fields.pop("set", None):
             if what == "desk":

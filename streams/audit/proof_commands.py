@@ -88,8 +88,8 @@ async def _verify(
 def checkpoint(
     out: Annotated[Path, typer.Option("--out", help="Directory of the checkpoints; best on another machine's disk.")],
     every: Annotated[
-        float, typer.Option("--every", min=1, help="Take one every so many seconds, until ended; default: one.")
-    ] = 0,
+        float | None, typer.Option("--every", min=1, help="Take one every so many seconds, until ended; default: one.")
+    ] = None,
     json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -26,16 +27,22 @@ REMEMBERED = 10_000
 class Trail:
     """One partition of the journal."""
 
-    def __init__(self, topic: str, partition: int, findings: Findings) -> None:
+    def __init__(
+        self,
+        topic: str,
+        partition: int,
+        findings: Findings,
+        declared: Callable[[str, dict[str, Any]], None] = lambda _digest, _policy: None,
+    ) -> None:
+        """``declared``: called with the digest and the content of each policy that is declared."""
         self.decisions = 0
         self.snapshots = 0
         self.repeated = 0
         self.void = 0
-        self.policies: dict[str, dict[str, Any]] = {}
-        """The policies that were declared, by digest."""
         self._place = f"{topic}-{partition}@"
         self._partition = partition
         self._findings = findings
+        self._declared = declared
         self._epoch = 0
         self._heads: dict[str, tuple[int, bytes]] = {}
         self._applied: dict[str, int] = {}
@@ -57,7 +64,7 @@ class Trail:
         if kind == "epoch-began":
             self._epoch = max(self._epoch, content["epoch"])
         elif kind == "policy-declared":
-            self.policies[content["digest"]] = content["policy"]
+            self._declared(content["digest"], content["policy"])
         else:
             raise RecordError(f"type {kind!r:.60} is none of the journal's record types")
         return None
