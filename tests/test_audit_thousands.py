@@ -104,7 +104,7 @@ async def callyard(environment: dict[str, str], *words: str) -> tuple[int, str, 
         sys.executable, "-m", "callyard.main", *words, env={**os.environ, **environment},
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    out, err = await asyncio.wait_for(process.communicate(), 60)
+    out, err = await asyncio.wait_for(process.communicate(), 120)
     assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()
 
@@ -193,8 +193,11 @@ Content = list[tuple[bytes | None, bytes, int]]
 
 
 def swapped(content: Content) -> Content:
-    middle = len(content) // 2
-    return [*content[:middle], content[middle + 1], content[middle], *content[middle + 2 :]]
+    first = len(content) // 2
+    after = next(n for n in range(first + 1, len(content)) if content[n][0] == content[first][0])
+    found = list(content)
+    found[first], found[after] = found[after], found[first]
+    return found
 
 
 def changed(content: Content) -> Content:
