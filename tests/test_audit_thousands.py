@@ -23,6 +23,7 @@ from callyard.parts.cluster import Cluster
 from callyard.settings import KafkaSettings
 from callyard.topics_command import ensure
 from tests.support import kafka
+from tests.support.streams import stream_worker
 from tests.support.wait import until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.asterisk]
@@ -153,6 +154,49 @@ async def test_this_version_decides_the_same_again_and_another_policy_does_not(s
     status, out, _ = await callyard(site.environment, "replay", "--policy", str(other))
     assert status == 1
     assert "registered → refused" in out
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_the_same_calls_over_spaced_times(site: Site) -> None:
+    """Each second becomes four minutes: hours in a past day, with hourly snapshots, on topics marked for replays."""
+    settings = site.settings.model_copy(update={"topic_prefix": "replay-spaced"})
+    await ensure(settings)
+    target = site.directory / "spaced.toml"
+    target.write_text(
+        f'[kafka]\nbootstrap_servers = "{settings.bootstrap_servers}"\npartitions = 4\ntopic_prefix = "replay-spaced"\n'
+    )
+    words = ["replay", "--into", str(target), "--space", "240", "--begin", "-2d", "--json"]
+    status, _, err = await callyard(site.environment, *words)
+    assert status == 1
+    assert "say --same-kafka" in err
+    environment = {**site.environment, **kafka.environment(settings)}
+    leases = {"POLICY_REGISTRATION_LEASE_SECONDS": "3600", "POLICY_CALL_LEASE_SECONDS": "86400"}
+    worker = stream_worker(settings, site.directory / "spaced.log", **leases)
+    worker.start()
+    try:
+        await worker.ready(60)
+        status, out, err = await callyard(site.environment, *words, "--same-kafka")
+        assert status == 0, err
+    finally:
+        await worker.stop()
+    original = orjson.loads((await callyard(site.environment, "audit", "verify", "--json"))[1])
+    status, out, _ = await callyard(environment, "audit", "verify", "--json")
+    spaced = orjson.loads(out)
+    assert (status, spaced["first_findings"]) == (0, [])
+    same = ("stays", "ended", "dials", "failures", "outcomes")
+    assert {name: spaced[name] for name in same} == {name: original[name] for name in same}
+    longest = original["waited_ms"]["max"]
+    assert spaced["waited_ms"]["max"] == pytest.approx(240 * longest, abs=240 * 2)
+    # The second half alone: its desks are known from their beginnings, or from snapshots.
+    half = ["--from", "-46h"]
+    status, out, err = await callyard(environment, "replay", *half, "--json")
+    found = orjson.loads(out)
+    assert (status, found["differences"], found["not_compared"]) == (0, [], {}), err
+    later = orjson.loads((await callyard(environment, "audit", "verify", *half, "--json"))[1])
+    assert 0 < later["stays"] < spaced["stays"]
+    assert found["compared"] == sum(later["inputs"].values()) < sum(spaced["inputs"].values())
+    status, out, _ = await callyard(environment, "audit", "verify", "--from", "-1h")
+    assert status == 3, "the present has nothing of it"
 
 
 async def copied(site: Site, settings: KafkaSettings, altered: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +14,12 @@ from rich.console import Console
 
 from callyard.options import ConfigOption, JsonOption
 from callyard.settings import KafkaSettings, Loaded, PolicySettings, StreamSettings, load
+from streams.audit.into import Pace, Written, require_other, write
 from streams.audit.progress import shown
 from streams.audit.proof_commands import FromOption, ToOption, UnreadableOption, quiet
 from streams.audit.reading import Span, Unreadable, span, warner
 from streams.audit.replay import Replayed, replay
+from streams.audit.times import moment
 from streams.policy import Policy
 
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -29,6 +33,24 @@ def command(
     policy: Annotated[
         Path | None, typer.Option("--policy", help="Decide by this settings file's [policy], not by the recorded one.")
     ] = None,
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            "--into", help="Compare nothing: write the inputs into the Kafka of this settings file's [kafka]."
+        ),
+    ] = None,
+    speed: Annotated[
+        float | None, typer.Option("--speed", min=0.01, help="With --into: times faster than it was; default: at once.")
+    ] = None,
+    space: Annotated[
+        float, typer.Option("--space", min=0.01, help="With --into: times longer between two inputs' original times.")
+    ] = 1.0,
+    begin: Annotated[
+        str | None, typer.Option("--begin", help="With --into: original time of the first input; default: its own.")
+    ] = None,
+    same_kafka: Annotated[
+        bool, typer.Option("--same-kafka", help="With --into: it may be the Kafka that the inputs are from.")
+    ] = False,
     unreadable: UnreadableOption = Unreadable.SKIP,
     json: JsonOption = False,
     config: ConfigOption = None,
@@ -40,6 +62,12 @@ def command(
     """
     error = quiet()
     settings = load(KafkaSettings, StreamSettings, config=config)
+    if into is not None:
+        target = load(KafkaSettings, config=into, environment={})[KafkaSettings]
+        begin_ms = None if begin is None else moment(begin, int(time.time() * 1000))
+        pace = Pace(speed, space, begin_ms)
+        _show_written(asyncio.run(_into(settings, target, span(start, end), pace, same_kafka)), target, json)
+        return
     chosen = None if policy is None else Policy.of(load(PolicySettings, config=policy, environment={})[PolicySettings])
     found = asyncio.run(_replay(settings, span(start, end), chosen, unreadable, error))
     if json:
@@ -65,6 +93,27 @@ async def _replay(
     ) as found:
         with shown(found.reading, "replaying", error):
             return await found.run()
+
+
+async def _into(
+    settings: Loaded, target: KafkaSettings, period: Span, pace: Pace, same_kafka: bool
+) -> Written:  # fmt: skip
+    source = settings[KafkaSettings]
+    await require_other(source, target, same_kafka)
+    return await write(source, target, period, pace)
+
+
+def _show_written(written: Written, target: KafkaSettings, json: bool) -> None:
+    if json:
+        typer.echo(orjson.dumps(dataclasses.asdict(written)).decode())
+    else:
+        rest = f"; {written.missing:,} had expired" if written.missing else ""
+        typer.echo(
+            f"{written.inputs:,} inputs written to {target.topic_prefix} at {target.bootstrap_servers}, and decided"
+            f" there, in {written.seconds:.1f} s{rest}"
+        )
+    if written.missing:
+        raise typer.Exit(INCOMPLETE)
 
 
 def _show(console: Console, found: Replayed) -> None:
