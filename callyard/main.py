@@ -2,7 +2,7 @@
 
 Commands live with the package that they run (``streams.command``, …) and are imported only when called, so that a
 node needs no Faust and a gateway no FreeSWITCH code. Exit statuses: 0 done, 1 it failed (the text says why), 2 wrong
-use or settings, 130 interrupted.
+use or settings, 130 interrupted; audits have some of their own (`streams.audit.reading`).
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ COMMANDS: dict[str, Command] = {
     "hook": Command("fs_hooks.command", "node", "Run this node's hook."),
     "doctor": Command("callyard.doctor_command", None, "Look at what is installed, and say what to do."),
     "render": Command("callyard.render_command", "gateway", "Write the configuration of Asterisk or FreeSWITCH."),
+    "replay": Command("streams.audit.replay_command", "stream,audit", "Decide recorded inputs again, and compare."),
+    "audit": Command("streams.audit.command", "stream,audit", "Verify the journal; seal it by signed checkpoints."),
     "keys": Command("callyard.keys_command", None, "Make the key by which a node signs its registrations."),
     "schema": Command("callyard.schema_command", None, "Print the records' JSON Schema, or all settings or metrics."),
     "demo": Command("callyard.demo.command", "embedded,gateway,stream", "Show the main job end to end."),
@@ -104,7 +106,7 @@ def _run(name: str, arguments: list[str], err: Console) -> int:
     except (CommandError, KafkaUnreachableError, TopicsError) as error:
         if not log.tell(name, error.problems if isinstance(error, TopicsError) else [str(error)]):
             err.print(f"callyard {name}: {error}")
-        return 1
+        return error.status if isinstance(error, CommandError) else 1
     return result if isinstance(result, int) else 0
 
 

@@ -82,6 +82,10 @@ class RecordError(ValueError):
     """A record cannot be read. The text names the field, what is wrong with it, and what to do."""
 
 
+class NewerSchemaError(RecordError):
+    """A record of a schema version that this program doesn't know yet."""
+
+
 class Record(BaseModel):
     """What every record has: a ``type`` and the version of the schema it was written by."""
 
@@ -374,10 +378,13 @@ class JournalEntry(Record):
     version: Annotated[int, Field(ge=1, le=2**53 - 1)]
     """Number of this decision in its desk; no gaps."""
     previous_hash: str | None = None
-    """SHA-256 of the value of the desk's previous entry, as its bytes stand in Kafka."""
+    """SHA-256 of the value of the desk's previous entry or snapshot, as its bytes stand in Kafka."""
     epoch: Count
     position: Position
     event_type: str
+    said: Free | None = None
+    """What the input said of its call or registration, without its sender's bookkeeping and the caller's number: what
+    the ``changes`` don't hold, a hangup cause, say. None: of an older version, which didn't write it."""
     broker_ms: Milliseconds
     """The broker's timestamp of the input."""
     now_ms: Milliseconds
@@ -391,6 +398,22 @@ class JournalEntry(Record):
     policy_digest: str
 
 
+class DeskSnapshot(Record):
+    """A desk as it stood before its next decision; a link of its chain. So no replay needs the desk's beginning."""
+
+    type: Literal["desk-snapshot"] = "desk-snapshot"
+    conference: Conference
+    version: Annotated[int, Field(ge=1, le=2**53 - 1)]
+    """The desk's last decision; a snapshot is none and has no number of its own."""
+    previous_hash: str | None = None
+    """SHA-256 of the desk's record before it, as `JournalEntry.previous_hash`, which may name a snapshot as well."""
+    epoch: Count
+    taken_ms: Milliseconds
+    """The broker's timestamp of the input that is decided next."""
+    rows: tuple[Free, ...]
+    """All rows of the desk, in the form of `JournalEntry.changes`."""
+
+
 class EpochBegan(Record):
     """A new owner of a partition: what an older epoch says after this is void."""
 
@@ -402,7 +425,7 @@ class EpochBegan(Record):
 
 
 class PolicyDeclared(Record):
-    """The whole policy, written when an epoch begins; entries carry its digest."""
+    """The whole policy, written when an epoch begins, and again from time to time; entries carry its digest."""
 
     type: Literal["policy-declared"] = "policy-declared"
     partition: Count
@@ -414,7 +437,7 @@ RegistrationRecord = ConferenceRegistered | ConferenceUnregistered
 CallRecord = CallerParked | CallAlive | DialStarted | CallerConnected | DialFailed | CallerLeft
 TimerRecord = DeadlinePassed
 InputRecord = RegistrationRecord | CallRecord | TimerRecord
-JournalRecord = JournalEntry | EpochBegan | PolicyDeclared
+JournalRecord = JournalEntry | DeskSnapshot | EpochBegan | PolicyDeclared
 
 REGISTRATIONS: TypeAdapter[RegistrationRecord] = TypeAdapter(Annotated[RegistrationRecord, Field(discriminator="type")])
 CALLS: TypeAdapter[CallRecord] = TypeAdapter(Annotated[CallRecord, Field(discriminator="type")])
@@ -443,7 +466,7 @@ def parse(adapter: TypeAdapter[R], value: bytes | None) -> R:
         raise RecordError(f"has no {' and no '.join(missing)}: every record names both; begins with {value[:60]!r}")
     version = raw["schema_version"]
     if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise RecordError(
+        raise NewerSchemaError(
             f"schema version {version} is newer than this program's ({SCHEMA_VERSION}): upgrade this program first"
         )
     try:

@@ -34,7 +34,10 @@ TOPICS: dict[str, tuple[TypeAdapter[Any], tuple[type[Record], ...]]] = {
     ),
     "timers": (records.TIMERS, (records.DeadlinePassed,)),
     "dials": (records.DIALS, (records.DialInstruction, records.TellInstruction)),
-    "journal": (records.JOURNAL, (records.JournalEntry, records.EpochBegan, records.PolicyDeclared)),
+    "journal": (
+        records.JOURNAL,
+        (records.JournalEntry, records.DeskSnapshot, records.EpochBegan, records.PolicyDeclared),
+    ),
 }
 """For each topic that holds records: how it is read, and which types it holds."""
 

@@ -45,6 +45,8 @@ else:
     import tomli as tomllib
 
 PREFIX = "CALLYARD_"
+REPLAY_PREFIX = "replay-"
+"""Begins the topic prefix of a Callyard that inputs are replayed into."""
 
 
 class SettingsError(Exception):
@@ -101,8 +103,10 @@ class KafkaSettings(Group):
     sasl_username: str | None = Field(None, description="With SASL_…: the user name.")
     sasl_password: SecretStr | None = Field(None, description="With SASL_…: the password.")
     topic_prefix: str = Field(
-        "callyard", pattern=r"^[a-z][a-z0-9-]{0,30}$", description="First part of all topic and consumer group names."
-    )
+        "callyard", pattern=r"^[a-z][a-z0-9-]{0,30}$",
+        description="First part of all topic and consumer group names. One that begins with replay- is marked for"
+        " replays: there a header tells when an input was first written, and recorded deadlines are the only ones.",
+    )  # fmt: skip
     partitions: int = Field(
         12, ge=1, le=1000, description="Partitions of the topics keyed by conference: the most stream workers of use."
     )
@@ -111,6 +115,11 @@ class KafkaSettings(Group):
     request_timeout_ms: int = Field(
         10_000, ge=500, le=120_000, description="Milliseconds until a request to Kafka that got no answer has failed."
     )
+
+    @property
+    def replayed(self) -> bool:
+        """Whether these topics are marked for replays: there, and nowhere else, a header tells an input's time."""
+        return self.topic_prefix.startswith(REPLAY_PREFIX)
 
     @field_validator("bootstrap_servers")
     @classmethod
@@ -644,6 +653,11 @@ class StreamSettings(Group):
     )
     group_limit: int = Field(500, ge=1, le=5000, description="Most inputs that are decided and written as one batch.")
     tick_seconds: float = Field(0.25, gt=0, le=10, description="Seconds between two looks at which deadlines are due.")
+    snapshot_seconds: float = Field(
+        3600, ge=10, le=86400 * 7,
+        description="Seconds after which a desk is put whole into the journal before it changes again, so that a past"
+        " moment is restored without what was before; the journal is kept at least twice as long.",
+    )  # fmt: skip
 
 
 class PolicySettings(Group):
@@ -721,10 +735,23 @@ class PolicySettings(Group):
         return value
 
 
+class AuditSettings(Group):
+    """Keys of the journal's signed checkpoints (``callyard audit checkpoint`` and ``verify``)."""
+
+    table: ClassVar[str] = "audit"
+
+    signing_key: SecretStr | None = Field(
+        None, description="Private Ed25519 key (PEM) that checkpoints are signed by; only where they are written."
+    )
+    verify_key: SecretStr | None = Field(
+        None, description="Public Ed25519 key (PEM) that checkpoints are checked by; default: that of the private one."
+    )
+
+
 G = TypeVar("G", bound=Group)
 GROUPS: tuple[type[Group], ...] = (
     KafkaSettings, LogSettings, HealthSettings, NodeSettings, EslSettings, BigBlueButtonSettings, FreeswitchSettings,
-    GatewaySettings, AmiSettings, SipSettings, AsteriskSettings, StreamSettings, PolicySettings,
+    GatewaySettings, AmiSettings, SipSettings, AsteriskSettings, StreamSettings, PolicySettings, AuditSettings,
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -43,7 +44,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class Topics:
-    """All topics of one Callyard."""
+    """All topics of one Callyard. ``replayed``: they are marked for replays (`KafkaSettings.replayed`)."""
 
     registrations: Topic
     calls: Topic
@@ -52,6 +53,7 @@ class Topics:
     journal: Topic
     rejected: Topic
     changelog: Topic
+    replayed: bool = False
 
     @property
     def inputs(self) -> tuple[Topic, Topic, Topic]:
@@ -69,8 +71,11 @@ def topics(settings: KafkaSettings) -> Topics:
     retention = str(int(settings.retention_days * DAY_MS))
     # The first index entry of a segment (by default after 4 KB) makes the broker touch a new page of a mapped file: the
     # record that causes it was seen some 50 ms late on an ordinary disk. Seeking by offset reads 1 MB more at the most.
+    # What is replayed keeps its own times, which may be older than any retention.
+    replayed = settings.replayed
+    written = {"message.timestamp.type": "CreateTime"} if replayed else {}
     append_time = {"message.timestamp.type": "LogAppendTime", "index.interval.bytes": str(1024 * 1024)}
-    kept = {"cleanup.policy": "delete", "retention.ms": retention, **append_time}
+    kept = {"cleanup.policy": "delete", "retention.ms": _FOR_EVER if replayed else retention, **append_time}
     # The broker unpacks what senders compress: no reader needs their codecs, and none unpacks a bomb.
     plain = {"compression.type": "uncompressed"}
 
@@ -80,9 +85,9 @@ def topics(settings: KafkaSettings) -> Topics:
     return Topics(
         registrations=topic("registrations", {**kept, **plain}),
         calls=topic("calls", {**kept, **plain}),
-        timers=topic("timers", {**kept, **plain, "retention.ms": str(DAY_MS)}),
+        timers=topic("timers", {**kept, **plain, **({} if replayed else {"retention.ms": str(DAY_MS)})}),
         dials=topic("dials", {"cleanup.policy": "delete", "retention.ms": str(DAY_MS), **append_time, **plain}),
-        journal=topic("journal", {**kept, "max.message.bytes": str(CHANGELOG_MAX_BYTES)}),
+        journal=topic("journal", {**kept, **written, "max.message.bytes": str(CHANGELOG_MAX_BYTES)}),
         rejected=topic("rejected", {"cleanup.policy": "delete", "retention.ms": retention}),
         changelog=Topic(
             changelog_name(settings),
@@ -93,7 +98,20 @@ def topics(settings: KafkaSettings) -> Topics:
                 "index.interval.bytes": append_time["index.interval.bytes"],
             },
         ),
+        replayed=replayed,
     )
+
+
+ORIGINAL_HEADER = "callyard-original-ms"
+"""On an input that is replayed: when the broker had stamped it, in milliseconds since 1970-01-01 UTC."""
+
+
+def original_ms(headers: Any) -> int | None:
+    """The original time that an input's headers tell; None where they tell none that can be one."""
+    for name, value in headers.items() if isinstance(headers, Mapping) else headers or ():
+        if name == ORIGINAL_HEADER and value is not None and len(value) <= 15 and value.isdigit():
+            return int(value)
+    return None
 
 
 def stream_id(settings: KafkaSettings) -> str:
@@ -211,7 +229,7 @@ _FOR_EVER = "-1"
 
 
 def _satisfied(key: str, wanted: str, found: str | None) -> bool:
-    if found is None or key not in _AT_LEAST:
+    if found is None or key not in _AT_LEAST or wanted == _FOR_EVER:
         return found == wanted
     return int(found) >= int(wanted) or (key == "retention.ms" and found == _FOR_EVER)
 

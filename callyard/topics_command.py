@@ -71,4 +71,6 @@ def _rows(settings: KafkaSettings, created: list[str]) -> list[dict[str, Any]]:
 def _kept(topic: topics.Topic) -> str:
     if topic.config["cleanup.policy"] == "compact":
         return "newest of each key"
+    if topic.config["retention.ms"] == "-1":
+        return "for ever"
     return f"{int(topic.config['retention.ms']) / topics.DAY_MS:g} days"

@@ -25,7 +25,7 @@ from callyard.broker_clock import BrokerClock
 from callyard.fence import Fence
 from callyard.records import DeadlinePassed
 from callyard.sending import Sequence as SenderSequence
-from callyard.topics import Topics
+from callyard.topics import Topics, original_ms
 from streams import meters
 from streams.partition import Group, Input, Partition
 from streams.policy import Policy
@@ -75,6 +75,7 @@ class Engine:
         worker: str,
         group_limit: int,
         tick_seconds: float,
+        snapshot_seconds: float,
         failed: Callable[[BaseException], None],
     ) -> None:
         self._topics = topics
@@ -86,6 +87,7 @@ class Engine:
         self._worker = worker
         self._group_limit = group_limit
         self._tick_seconds = tick_seconds
+        self._snapshot_ms = round(snapshot_seconds * 1000)
         self._failed = failed
         self._partitions: dict[int, Partition] = {}
         self._generation = -1
@@ -123,7 +125,7 @@ class Engine:
             self._partitions.clear()
             groups = []
             for number, content in sorted(rows.items()):
-                partition = Partition(number, self._topics, self._policy)
+                partition = Partition(number, self._topics, self._policy, self._snapshot_ms)
                 partition.load(content)
                 self._partitions[number] = partition
                 groups.append((partition, partition.begin(generation, self._worker)))
@@ -156,7 +158,9 @@ class Engine:
         await self._guarded(self._decide_forever)
 
     async def keep_time(self) -> None:
-        """Publish deadlines as they come due, until cancelled."""
+        """Publish deadlines as they come due, until cancelled; replayed topics bring those that were recorded."""
+        if self._topics.replayed:
+            return
         await self._guarded(self._tick_forever)
 
     async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -200,7 +204,7 @@ class Engine:
                 if partition is None:
                     continue
                 ready = await self._admit(partition, fresh.get(number, []))
-                group = partition.plan([_input(event) for event in ready])
+                group = partition.plan([self._input(event) for event in ready])
                 if group.consumed:
                     groups.append((partition, group))
                 acks += ready[: group.consumed]
@@ -284,6 +288,7 @@ class Engine:
                         key=output.key,
                         partition=output.partition,
                         headers=list(output.headers) or None,
+                        timestamp_ms=output.at_ms,
                     )
                 )
         for delivered in await _all(deliveries):
@@ -299,6 +304,17 @@ class Engine:
         self._fence.check()
         sent: Awaitable[Any] = await self._state.send_batch(batch, self._topics.changelog.name, partition=number)
         return sent
+
+    def _input(self, event: Event) -> Input:
+        message = event.message
+        original = original_ms(message.headers) if self._topics.replayed else None
+        return Input(
+            topic=message.topic,
+            offset=message.offset,
+            broker_ms=round(message.timestamp * 1000) if original is None else original,
+            key=message.key,
+            value=message.value,
+        )
 
     # --- time -------------------------------------------------------------------------------------------------------
 
@@ -349,14 +365,3 @@ async def _all(deliveries: Sequence[Awaitable[Any]]) -> list[Any]:
         if isinstance(result, BaseException):
             raise result
     return results
-
-
-def _input(event: Event) -> Input:
-    message = event.message
-    return Input(
-        topic=message.topic,
-        offset=message.offset,
-        broker_ms=round(message.timestamp * 1000),
-        key=message.key,
-        value=message.value,
-    )

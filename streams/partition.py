@@ -39,13 +39,19 @@ from callyard.topics import Topics, partition_of
 from streams.census import Census, Facts
 from streams.decide import decide
 from streams.desk import Desk
-from streams.journal import entry, stamped
+from streams.journal import entry, snapshot, stamped
 from streams.policy import Policy
 from streams.rows import decode, desk_key, encode, position_key, registration_key, split_key, stay_key
 
-GROUP_BYTES = 3_000_000
+GROUP_BYTES = 2_000_000
 """A group ends when its rows and its outbox, as they are written, have reached this size. One more input adds at most
-some 4 MB (`PolicySettings.fan_out`), so that a group stays below `callyard.topics.CHANGELOG_MAX_BYTES`."""
+some 4 MB (`PolicySettings.fan_out`) and a snapshot, so that a group stays below
+`callyard.topics.CHANGELOG_MAX_BYTES`."""
+SNAPSHOT_BYTES = 1_000_000
+"""A desk that is larger as JSON (some 2,000 callers) has no snapshots; the outbox holds one escaped, a fifth longer."""
+SNAPSHOT_ROWS = 4_000
+"""A desk of more rows isn't even written as JSON to see how large it is."""
+HOUR_MS = 3_600_000
 MAX_REJECTED_BYTES = 500_000
 MAX_REJECTED_KEY_BYTES = 1_000
 
@@ -70,6 +76,8 @@ class Output:
     key: bytes | None
     value: bytes
     headers: tuple[tuple[str, bytes], ...] = ()
+    at_ms: int | None = None
+    """The record's timestamp, on topics that take the writer's."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,7 +99,8 @@ class GapError(RuntimeError):
 class Partition:
     """The state of one owned partition."""
 
-    def __init__(self, number: int, topics: Topics, policy: Policy) -> None:
+    def __init__(self, number: int, topics: Topics, policy: Policy, snapshot_ms: int = HOUR_MS) -> None:
+        """``snapshot_ms``: the time between two snapshots of a desk, and between two declarations of the policy."""
         self.number = number
         self.desks: dict[str, Desk] = {}
         self.applied: dict[str, int] = {}
@@ -103,6 +112,9 @@ class Partition:
         self._topics = topics
         self._policy = policy
         self._policy_digest = policy.digest
+        self._snapshot_ms = snapshot_ms
+        self._declared_ms: int | None = None
+        self._stamped = 1
         self._adapters: dict[str, TypeAdapter[Any]] = {
             topics.registrations.name: REGISTRATIONS,
             topics.calls.name: CALLS,
@@ -139,16 +151,13 @@ class Partition:
         began = EpochBegan(
             partition=self.number, epoch=self.epoch, worker=worker, policy_digest=self._policy_digest
         ).encode()
-        declared = PolicyDeclared(
-            partition=self.number, digest=self._policy_digest, policy=self._policy.as_dict()
-        ).encode()
         # What an older owner left undelivered is said again first, as it was; but not that its epoch began, or a
         # partition that changes hands without an input in between would say more each time.
         left = (output for output in self.outbox if output.key is not None or output.topic != journal)
         outputs = (
             *left,
-            Output(journal, self.number, None, began),
-            Output(journal, self.number, None, declared),
+            Output(journal, self.number, None, began, at_ms=self._stamp(0)),
+            self._declared(0),
         )
         items = [orjson.dumps(_item(output)) for output in outputs]
         return Group({position_key(self.number): self._position(items)}, outputs, 0)
@@ -194,6 +203,8 @@ class Partition:
         desk = self.desks.get(event.conference)
         if desk is None:
             desk = self.desks[event.conference] = Desk(event.conference)
+        self._declare_again(given.broker_ms, outputs)
+        self._snapshot(desk, given.broker_ms, outputs)
         decision = decide(desk, event, given.broker_ms, self._policy)
         instructions = tuple(stamped(one, self.number, self.epoch) for one in decision.instructions)
         position = Position(topic=given.topic, partition=self.number, offset=given.offset)
@@ -201,7 +212,12 @@ class Partition:
             desk, event, decision, instructions, position, given.broker_ms, self.epoch, self._policy_digest
         ).encode()
         changes = decision.changes
-        changes = dataclasses.replace(changes, desk=dataclasses.replace(changes.desk, head=digest(value)))
+        changes = dataclasses.replace(
+            changes,
+            desk=dataclasses.replace(
+                changes.desk, head=digest(value), snapshot_ms=desk.row.snapshot_ms or changes.desk.now_ms
+            ),
+        )
         facts.note(event, decision, desk)
         self.census.follow(desk, changes)
         desk.apply(changes)
@@ -209,7 +225,7 @@ class Partition:
             key = instruction.gateway_id.encode()
             dials = self._topics.dials
             outputs.append(Output(dials.name, partition_of(key, dials.partitions), key, instruction.encode()))
-        outputs.append(Output(self._topics.journal.name, self.number, desk.conference.encode(), value))
+        outputs.append(self._journalled(desk.conference.encode(), value, given.broker_ms))
         number, conference = self.number, desk.conference
         for registration in changes.registrations:
             rows[registration_key(number, conference, registration.key)] = encode(registration)
@@ -223,6 +239,39 @@ class Partition:
         if changes.retired:
             del self.desks[conference]
         self._index(conference)
+
+    def _snapshot(self, desk: Desk, broker_ms: int, outputs: list[Output]) -> None:
+        """Journal the desk before it changes, where that was last done long ago. What is untouched costs nothing."""
+        now = max(broker_ms, desk.row.now_ms)
+        if not desk.row.version or now - desk.row.snapshot_ms < self._snapshot_ms:
+            return
+        head = desk.row.head
+        if len(desk.registrations) + len(desk.stays) <= SNAPSHOT_ROWS:
+            value = snapshot(desk, now, self.epoch).encode()
+            if len(value) <= SNAPSHOT_BYTES:
+                outputs.append(self._journalled(desk.conference.encode(), value, broker_ms))
+                head = digest(value)
+        desk.row = dataclasses.replace(desk.row, head=head, snapshot_ms=now)
+
+    def _declare_again(self, broker_ms: int, outputs: list[Output]) -> None:
+        if self._declared_ms is None:
+            self._declared_ms = broker_ms
+        elif broker_ms - self._declared_ms >= self._snapshot_ms:
+            self._declared_ms = broker_ms
+            outputs.append(self._declared(broker_ms))
+
+    def _declared(self, broker_ms: int) -> Output:
+        policy = PolicyDeclared(partition=self.number, digest=self._policy_digest, policy=self._policy.as_dict())
+        return Output(self._topics.journal.name, self.number, None, policy.encode(), at_ms=self._stamp(broker_ms))
+
+    def _journalled(self, key: bytes, value: bytes, broker_ms: int) -> Output:
+        return Output(self._topics.journal.name, self.number, key, value, at_ms=self._stamp(broker_ms))
+
+    def _stamp(self, broker_ms: int) -> int | None:
+        if not self._topics.replayed:
+            return None
+        self._stamped = max(self._stamped, broker_ms)
+        return self._stamped
 
     def _read(self, given: Input) -> InputRecord:
         event: InputRecord = parse(self._adapters[given.topic], given.value)
@@ -277,6 +326,8 @@ class Partition:
 
 def _item(output: Output) -> dict[str, Any]:
     item: dict[str, Any] = {"t": output.topic, "p": output.partition}
+    if output.at_ms is not None:
+        item["a"] = output.at_ms
     if output.key is not None:
         item["k"] = base64.b64encode(output.key).decode()
     # Our own JSON stays readable; what was rejected may be anything, and six times as long when it is escaped.
@@ -295,4 +346,5 @@ def _output(item: dict[str, Any]) -> Output:
         key=base64.b64decode(item["k"]) if "k" in item else None,
         value=base64.b64decode(item["b"]) if "b" in item else item["v"].encode(),
         headers=tuple((name, base64.b64decode(value)) for name, value in item.get("h", ())),
+        at_ms=item.get("a"),
     )

@@ -7,7 +7,9 @@ made under. All times are milliseconds of the broker's clock.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -65,7 +67,17 @@ class Policy:
             signature_ms=ms(settings.signature_seconds),
         )
 
-    def as_dict(self) -> dict[str, object]:
+    @classmethod
+    def of_dict(cls, content: Mapping[str, Any]) -> Policy:
+        """A policy as it was journalled; what its version didn't know yet is as settings have it by default.
+
+        Raises `TypeError` for what is no policy.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        fields = {**cls.of(PolicySettings()).as_dict(), **{k: v for k, v in content.items() if k in known}}
+        return cls(**{**fields, "allowed_nodes": tuple(fields["allowed_nodes"]), "nodes": tuple(fields["nodes"])})
+
+    def as_dict(self) -> dict[str, Any]:
         """The policy as it is journalled."""
         return dataclasses.asdict(self)
 

@@ -148,11 +148,13 @@ class DeskRow:
     now_ms: int = 0
     """The desk's time: never goes back."""
     head: str | None = None
-    """SHA-256 of the desk's last journal entry."""
+    """SHA-256 of the desk's last record in the journal."""
     overflow: bool = False
     """More callers are due than one decision may concern: the next one is due at once."""
     empty_ms: int | None = None
     """Since when the desk has no other row."""
+    snapshot_ms: int = 0
+    """When the journal last had the whole desk: at its beginning, or in a snapshot. Not journalled; decides nothing."""
 
 
 Row = RegistrationRow | StayRow | DeskRow  # a type alias; valid at run time from Python 3.10 on
@@ -169,7 +171,12 @@ def decode(kind: str, value: bytes) -> Row:
     Fields of a newer version are left out. Raises `ValueError`, `KeyError` or `TypeError` for anything that no `encode`
     wrote.
     """
-    fields: dict[str, Any] = orjson.loads(value)
+    return of_fields(kind, orjson.loads(value))
+
+
+def of_fields(kind: str, fields: dict[str, Any]) -> Row:
+    """A row of this kind (``d``, ``r``, ``s``) from its fields as they stand in JSON; otherwise as `decode`."""
+    fields = dict(fields)
     if kind == "r":
         fields["source"] = Source(fields["source"])
         fields["state"] = RegistrationState(fields["state"])

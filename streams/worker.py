@@ -28,7 +28,15 @@ from prometheus_client import Counter, Gauge
 from callyard import clients, health, topics
 from callyard.fence import Fence, FencedError, fence_producer
 from callyard.health import Health
-from callyard.settings import HealthSettings, KafkaSettings, Loaded, PolicySettings, SecurityProtocol, StreamSettings
+from callyard.settings import (
+    HealthSettings,
+    KafkaSettings,
+    Loaded,
+    PolicySettings,
+    SecurityProtocol,
+    SettingsError,
+    StreamSettings,
+)
 from callyard.topics import DESK_TABLE, Topics, stream_id
 from streams.engine import Engine
 from streams.faust_guards import GuardedApp
@@ -154,6 +162,7 @@ class Worker:
             worker=self.name,
             group_limit=stream.group_limit,
             tick_seconds=stream.tick_seconds,
+            snapshot_seconds=stream.snapshot_seconds,
             failed=end_process,
         )
         self._tasks = [
@@ -328,6 +337,19 @@ async def _main(settings: Loaded, stop: asyncio.Event, told: Health) -> None:
     await asyncio.gather(starting, crashed, stopping, return_exceptions=True)
 
 
+def check_snapshots(settings: Loaded) -> None:
+    """Raise `SettingsError` unless the journal is kept for two snapshots: else no moment of it could be restored."""
+    kafka, stream = settings[KafkaSettings], settings[StreamSettings]
+    if kafka.retention_days * 86_400 < 2 * stream.snapshot_seconds:
+        raise SettingsError(
+            [
+                f"{kafka.variable('retention_days')} is {kafka.retention_days:g} days, less than twice"
+                f" {stream.variable('snapshot_seconds')} ({stream.snapshot_seconds:g} s): keep the journal longer, or"
+                " take snapshots more often"
+            ]
+        )
+
+
 def _quieten_faust() -> None:
     """Faust tells of each service that starts and stops; what matters is logged by the engine."""
     for name in ("faust", "mode", "streams.faust_guards"):
@@ -335,6 +357,10 @@ def _quieten_faust() -> None:
 
 
 def run(settings: Loaded) -> None:
-    """Run a stream worker until SIGTERM or SIGINT. Raises what `topics.check` raises; other errors end the process."""
+    """Run a stream worker until SIGTERM or SIGINT. Raises what `topics.check` raises; other errors end the process.
+
+    Raises `SettingsError` where the journal isn't kept long enough for its snapshots.
+    """
+    check_snapshots(settings)
     _quieten_faust()
     health.run(settings[HealthSettings], functools.partial(_main, settings))

@@ -26,6 +26,7 @@ from callyard.records import (
     ConferenceRegistered,
     ConferenceUnregistered,
     DeadlinePassed,
+    DeskSnapshot,
     DialFailed,
     DialInstruction,
     DialStarted,
@@ -96,6 +97,10 @@ EVERY: list[tuple[TypeAdapter[Any], Record]] = [
             instructions=(INSTRUCTION,),
             policy_digest="d",
         ),
+    ),
+    (
+        JOURNAL,
+        DeskSnapshot(conference="49123", version=7, previous_hash="ab", epoch=4, taken_ms=9, rows=({"set": "desk"},)),
     ),
     (JOURNAL, EpochBegan(partition=0, epoch=4, worker="w", policy_digest="d")),
     (JOURNAL, PolicyDeclared(partition=0, digest="d", policy={"attempts": 5})),

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
 
 from callyard.records import JournalEntry, digest
-from streams.desk import Changes, Desk
+from streams.audit.fold import changes_of
+from streams.desk import Desk
 from streams.rows import (
     DeskRow,
-    RegistrationRow,
     Row,
-    StayRow,
     decode,
     desk_key,
     registration_key,
@@ -30,7 +30,7 @@ def folded(entries: Iterable[tuple[int, JournalEntry, bytes]]) -> dict[bytes, Ro
     desks: dict[tuple[int, str], Desk] = {}
     for partition, entry, value in entries:
         desk = desks.setdefault((partition, entry.conference), Desk(entry.conference))
-        changes = _changes(entry, digest(value))
+        changes = changes_of(entry, digest(value))
         desk.apply(changes)
         if changes.retired:
             del desks[partition, entry.conference]
@@ -61,7 +61,9 @@ def compacted(changelog: Iterable[Record]) -> tuple[dict[bytes, Row], dict[int, 
         if kind == "@":
             positions[partition] = orjson.loads(value)
         else:
-            rows[key] = decode(kind, value)
+            row = decode(kind, value)
+            # When the last snapshot was is not journalled: it decides nothing.
+            rows[key] = dataclasses.replace(row, snapshot_ms=0) if isinstance(row, DeskRow) else row
     return rows, positions
 
 
@@ -72,31 +74,3 @@ def differences(fold: Table, table: Table) -> list[str]:
         for key in sorted({*fold, *table})
         if fold.get(key) != table.get(key)
     ]
-
-
-def _changes(entry: JournalEntry, head: str) -> Changes:
-    desk = DeskRow()
-    rows: dict[str, list[Any]] = {"registration": [], "stay": []}
-    forgotten: dict[str, list[str]] = {"registration": [], "stay": []}
-    retired = False
-    for change in entry.changes:
-        fields = dict(change)
-        if what := fields.pop("set", None):
-            if what == "desk":
-                desk = DeskRow(**{**fields, "head": head})
-            else:
-                rows[what].append(decode(what[0], orjson.dumps(fields)))
-        elif fields["forgotten"] == "desk":
-            retired = True
-        else:
-            forgotten[fields["forgotten"]].append(fields["key"])
-    registrations: tuple[RegistrationRow, ...] = tuple(rows["registration"])
-    stays: tuple[StayRow, ...] = tuple(rows["stay"])
-    return Changes(
-        desk=desk,
-        registrations=registrations,
-        stays=stays,
-        removed_registrations=tuple(forgotten["registration"]),
-        removed_stays=tuple(forgotten["stay"]),
-        retired=retired,
-    )

@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord
 
 from callyard import processes
 from callyard.processes import Child
-from callyard.records import DIALS, JOURNAL, EpochBegan, Instruction, JournalEntry, digest, parse
+from callyard.records import DIALS, JOURNAL, DeskSnapshot, EpochBegan, Instruction, JournalEntry, digest, parse
 from callyard.settings import KafkaSettings
 from callyard.topics import topics
 from tests.support import kafka
@@ -111,7 +111,12 @@ def _broken_chains(records: Sequence[Stored]) -> list[str]:
     heads: dict[str, tuple[int, str | None]] = {}
     for value in dict.fromkeys(record.value for record in records):
         entry = parse(JOURNAL, value)
-        if isinstance(entry, JournalEntry):
+        if isinstance(entry, DeskSnapshot):
+            version, head = heads.get(entry.conference, (0, None))
+            if (entry.version, entry.previous_hash) != (version, head):
+                findings.append(f"the chain of {entry.conference} breaks at the snapshot of version {entry.version}")
+            heads[entry.conference] = (version, digest(value))
+        elif isinstance(entry, JournalEntry):
             version, head = heads.get(entry.conference, (0, None))
             if (entry.version, entry.previous_hash) != (version + 1, head):
                 findings.append(f"the chain of {entry.conference} breaks at version {entry.version} after {version}")

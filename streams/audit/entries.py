@@ -1,0 +1,94 @@
+"""The journal's decisions, each one once: what was said again is dropped, what an older owner said is void. Pure.
+
+A worker that takes over says the outbox of the one before it again, the same bytes, before its own epoch begins. So a
+repetition stands no further behind the first one than one group of inputs; that many are remembered for each partition.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from callyard.records import DeskSnapshot, EpochBegan, JournalEntry, PolicyDeclared, digest
+from streams.audit.reading import Parser, StoredRecord, place
+
+REMEMBERED = 10_000
+"""Values remembered for each partition: twice the most inputs of one group (`StreamSettings.group_limit`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One decision, and where the journal holds it."""
+
+    entry: JournalEntry
+    partition: int
+    offset: int
+    at_ms: int
+    """When the journal's broker took it."""
+    hash: str
+    """SHA-256 of its bytes: what the desk's next entry must name."""
+
+
+class Entries:
+    """Takes a journal's records, each partition in its order, and gives its decisions."""
+
+    def __init__(self, parser: Parser, say: Callable[[str], None] = lambda _: None) -> None:
+        self.repeated = 0
+        self.void = 0
+        self.policies: dict[str, dict[str, Any]] = {}
+        """The policies that were declared, by digest."""
+        self.missing: list[str] = []
+        """Where a desk's versions have a gap, for people."""
+        self._parser = parser
+        self._say = say
+        self._seen: dict[int, OrderedDict[bytes, None]] = {}
+        self._epochs: dict[int, int] = {}
+        self._heads: dict[tuple[int, str], tuple[int, str]] = {}
+
+    def take(self, record: StoredRecord) -> Told | None:
+        """The decision that this record holds; None where it is none, void, unreadable, or was told before."""
+        entry = self._parser.read(record)
+        if isinstance(entry, EpochBegan):
+            self._epochs[record.partition] = max(entry.epoch, self._epochs.get(record.partition, 0))
+        elif isinstance(entry, PolicyDeclared):
+            self.policies[entry.digest] = entry.policy
+        elif isinstance(entry, DeskSnapshot) and not self._was_told(record):
+            # A link of the chain: the desk's next decision names it.
+            self._heads[record.partition, entry.conference] = (entry.version, digest(record.value))
+        if not isinstance(entry, JournalEntry) or self._was_told(record):
+            return None
+        newest = self._epochs.get(record.partition, 0)
+        if entry.epoch < newest:
+            self.void += 1
+            self._say(f"{place(record)} is void: epoch {entry.epoch} spoke after epoch {newest} had begun")
+            return None
+        self._epochs[record.partition] = entry.epoch
+        told = Told(entry, record.partition, record.offset, record.timestamp, digest(record.value))
+        self._follow(told, place(record))
+        return told
+
+    def _was_told(self, record: StoredRecord) -> bool:
+        seen = self._seen.setdefault(record.partition, OrderedDict())
+        value: bytes = record.value
+        if value in seen:
+            seen.move_to_end(value)
+            self.repeated += 1
+            return True
+        seen[value] = None
+        if len(seen) > REMEMBERED:
+            seen.popitem(last=False)
+        return False
+
+    def _follow(self, told: Told, where: str) -> None:
+        entry = told.entry
+        desk = (told.partition, entry.conference)
+        version, head = self._heads.get(desk, (entry.version - 1, entry.previous_hash))
+        if entry.version != version + 1 or (entry.previous_hash != head and head is not None):
+            gap = f"conference {entry.conference}: {where} is version {entry.version}, the one before it {version}"
+            self.missing.append(f"{gap}; decisions between them are missing, or were changed")
+        if any(change.get("forgotten") == "desk" for change in entry.changes):
+            self._heads.pop(desk, None)
+        else:
+            self._heads[desk] = (entry.version, told.hash)
