@@ -34,7 +34,8 @@ from pydantic import (
 )  # fmt: skip
 from pydantic_core import PydanticUndefined
 
-from callyard.records import GatewayId, NodeId, split_sip_uri
+from callyard.numbers import LEAST_KEY_CHARACTERS
+from callyard.records import CallerForm, GatewayId, NodeId, split_sip_uri
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -226,8 +227,10 @@ class GatewaySettings(Group):
         default_factory=lambda: socket.gethostname().split(".")[0],
         description="The gateway's id; default: its host name. Replicas of one gateway's agent share it.",
     )
-    caller_number: Literal["masked", "full", "none"] = Field(
-        "masked", description="In which form callers' numbers enter Kafka: last digits masked, full, or not at all."
+    caller_number: Literal["masked", "full", "hashed", "none"] = Field(
+        "masked",
+        description="In which form callers' numbers enter Kafka: last digits masked, full, as a keyed hash, or not at"
+        " all.",
     )
     renew_seconds: float = Field(
         60, gt=0, le=3600, description="Seconds between two renewals of each live call; a third of its lease."
@@ -235,6 +238,39 @@ class GatewaySettings(Group):
     snapshot_seconds: float = Field(
         30, gt=0, le=3600, description="Seconds between two reconciliations with Asterisk's list of channels."
     )
+
+
+class PrivacySettings(Group):
+    """What keeps callers' numbers apart from who may read Kafka; the same for all agents and for who audits."""
+
+    table: ClassVar[str] = "privacy"
+
+    caller_key: SecretStr | None = Field(
+        None,
+        description="Key of the hashes of callers' numbers, one line of 16 characters or more; asked for where"
+        " CALLYARD_GATEWAY_CALLER_NUMBER is hashed. With another key, older hashes are no one's.",
+    )
+
+    @field_validator("caller_key")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(_require_one_line(value).get_secret_value()) < LEAST_KEY_CHARACTERS:
+            raise ValueError(f"must have {LEAST_KEY_CHARACTERS} characters or more")
+        return value
+
+    @property
+    def key(self) -> str:
+        """The key; empty where none is set."""
+        return self.caller_key.get_secret_value() if self.caller_key is not None else ""
+
+    def key_for(self, form: CallerForm) -> str:
+        """The key, if there is one. Raises `SettingsError` where this form needs one and there is none."""
+        if form is CallerForm.HASHED and not self.key:
+            raise SettingsError([
+                f"{self.variable('caller_key')} (or …_FILE) is not set: {GatewaySettings.variable('caller_number')} is"
+                " hashed, and a hash needs a key"
+            ])  # fmt: skip
+        return self.key
 
 
 class AmiSettings(Group):
@@ -470,7 +506,7 @@ class PolicySettings(Group):
 G = TypeVar("G", bound=Group)
 GROUPS: tuple[type[Group], ...] = (
     KafkaSettings, LogSettings, MetricsSettings, NodeSettings, EslSettings,
-    GatewaySettings, AmiSettings, AsteriskSettings, StreamSettings, PolicySettings,
+    GatewaySettings, PrivacySettings, AmiSettings, AsteriskSettings, StreamSettings, PolicySettings,
 )  # fmt: skip
 
 

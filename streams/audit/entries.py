@@ -45,7 +45,7 @@ class Entries:
         self._say = say
         self._seen: dict[int, OrderedDict[bytes, None]] = {}
         self._epochs: dict[int, int] = {}
-        self._heads: dict[tuple[int, str], tuple[int, str]] = {}
+        self._versions: dict[tuple[int, str], int] = {}
 
     def take(self, record: StoredRecord) -> Told | None:
         """The decision that this record holds; None where it is none, void, unreadable, or was told before."""
@@ -81,11 +81,13 @@ class Entries:
     def _follow(self, told: Told, where: str) -> None:
         entry = told.entry
         desk = (told.partition, entry.conference)
-        version, head = self._heads.get(desk, (entry.version - 1, entry.previous_hash))
-        if entry.version != version + 1 or (entry.previous_hash != head and head is not None):
-            gap = f"conference {entry.conference}: {where} is version {entry.version}, the one before it {version}"
-            self.missing.append(f"{gap}; decisions between them are missing, or were changed")
+        before = self._versions.get(desk, entry.version - 1)
+        if entry.version != before + 1:
+            self.missing.append(
+                f"conference {entry.conference}: {where} is decision {entry.version}, the one before it {before}:"
+                " what was decided between them is missing"
+            )
         if any(change.get("forgotten") == "desk" for change in entry.changes):
-            self._heads.pop(desk, None)
+            self._versions.pop(desk, None)
         else:
-            self._heads[desk] = (entry.version, told.hash)
+            self._versions[desk] = entry.version
