@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from streams.audit.fold import DeskState
-from streams.audit.happenings import OF_REGISTRATIONS, Happening, What, caller_of, node_of
+from streams.audit.happenings import Happening, What, caller_of, node_of
 from streams.audit.times import shown
 from streams.rows import ACTIVE, StayRow, StayState
 
@@ -190,12 +190,3 @@ def waits_for(row: StayRow, desk: DeskState) -> str | None:
     if not desk.live():
         return NOT_REGISTERED
     return PAUSED if row.retry_ms else BEHIND
-
-
-def concerns(story: Story, happening: Happening) -> bool:
-    """Whether a happening belongs into a story: its own, and its conference's registrations while it waits or talks."""
-    if happening.stay is not None:
-        return happening.stay.call_id == story.call_id
-    if happening.what not in OF_REGISTRATIONS or not story.stays:
-        return False
-    return story.conference == happening.conference and story.last.state in ACTIVE
