@@ -43,6 +43,8 @@ class Journal:
     """What was asked for; what is read begins earlier, to know what lived then."""
     until_ms: int
     """The range's end, or now."""
+    quiet: bool = False
+    """A range without a decision is an answer, too."""
     inside: int = 0
     """Records read so far that are in the range itself."""
 
@@ -60,7 +62,7 @@ class Journal:
                 told = self.entries.take(record)
                 if told is not None:
                     yield told
-        if not self.inside:
+        if not self.inside and not self.quiet:
             raise EmptyRangeError(f"the journal holds nothing from {self.span}{_of(keys)}")
 
     def findings(self) -> list[str]:
@@ -86,18 +88,23 @@ def lookback_ms(settings: Loaded) -> int:
 @asynccontextmanager
 async def journal(
     kafka: KafkaSettings, span: Span, *, before_ms: int, unreadable: Unreadable, what: str = "journal",
-    conferences: Collection[str] | None = None, say: Callable[[str], None] | None = None,
+    conferences: Collection[str] | None = None, say: Callable[[str], None] | None = None, quiet: bool = False,
 ) -> AsyncIterator[Journal]:  # fmt: skip
-    """The journal of a range, and ``before_ms`` milliseconds before it; ``conferences``: their partitions only."""
+    """The journal of a range, and ``before_ms`` milliseconds before it; ``conferences``: their partitions only.
+
+    Raises `EmptyRangeError` where the range holds nothing; with ``quiet`` only where all that there is came later.
+    """
     keys = None if conferences is None else [conference.encode() for conference in conferences]
     name, err = topics(kafka).journal.name, errors()
     parser = Parser({name: JOURNAL}, unreadable, say or warner(err))
     earlier = span if span.start_ms is None else replace(span, start_ms=max(0, span.start_ms - before_ms))
     async with reading(kafka, [name], earlier, keys=keys) as found:
-        found.require_any()
+        began = found.oldest_ms is not None and (span.end_ms is None or found.oldest_ms < span.end_ms)
+        if not (quiet and began):
+            found.require_any()
         with progress.shown(found, what, err):
             until = int(time.time() * 1000) if span.end_ms is None else span.end_ms
-            yield Journal(found, Entries(parser), parser, span, until)
+            yield Journal(found, Entries(parser), parser, span, until, quiet)
 
 
 def out() -> Console:

@@ -116,13 +116,18 @@ class Reading:
         self._consumer = consumer
         self._oldest = oldest
 
+    @property
+    def oldest_ms(self) -> int | None:
+        """The time of the oldest record that these topics hold, in the range or not; None: they are empty."""
+        return min(self._oldest.values(), default=None)
+
     def require_any(self) -> None:
         """Raise `EmptyRangeError` where the range holds no record at all."""
         if self.total:
             return
         names = ", ".join(sorted({partition.topic for partition in self.bounds}))
         said = f"{names} holds nothing from {self.span}"
-        oldest = f"its oldest record is of {shown(min(self._oldest.values()))}" if self._oldest else "it is empty"
+        oldest = "it is empty" if self.oldest_ms is None else f"its oldest record is of {shown(self.oldest_ms)}"
         raise EmptyRangeError(f"{said}: {oldest}")
 
     async def batches(self) -> AsyncIterator[list[StoredRecord]]:
