@@ -39,6 +39,7 @@ COMMANDS: dict[str, Command] = {
     "hook": Command("fs_hooks.command", "node", "Run this node's hook."),
     "audit": Command("streams.audit.command", "audit", "Tell what happened to a call, or at a node or gateway."),
     "table": Command("streams.audit.table_command", "audit", "Show what runs where and who waits, now or then."),
+    "export": Command("streams.audit.export_command", "audit", "Export calls, registrations or the journal."),
     "render": Command("callyard.render_command", "gateway", "Write the configuration of Asterisk."),
     "schema": Command("callyard.schema_command", None, "Print the records' JSON Schema, or the settings' reference."),
     "demo": Command("callyard.demo.command", "embedded,gateway,stream", "Show the main job end to end."),

@@ -11,7 +11,7 @@ import orjson
 from callyard.records import JournalEntry
 from callyard.settings import KafkaSettings
 from streams.audit.entries import Told
-from streams.audit.happenings import ROUTINE, Telling
+from streams.audit.happenings import ROUTINE, Telling, What
 from streams.audit.options import journal
 from streams.audit.reading import Span, UnknownError, Unreadable
 from streams.audit.story import Story
@@ -124,14 +124,16 @@ async def tell(
 class Gathering:
     """Stories of some calls, from the decisions about the conferences that they are at; an entry costs what it says."""
 
-    def __init__(self, calls: Collection[str]) -> None:
-        self.stories = {call_id: Story(call_id) for call_id in sorted(calls)}
+    def __init__(self, calls: Collection[str] | None) -> None:
+        """``calls``: their ids; None: all, without what happened to them in full (whoever takes them drops them)."""
+        self.stories = {call_id: Story(call_id) for call_id in sorted(calls or ())}
+        self._all = calls is None
         self._telling = Telling()
         self._at: dict[str, set[str]] = {}
         """The calls that wait or talk, by conference."""
 
-    def take(self, told: Told) -> None:
-        """Take the next decision."""
+    def take(self, told: Told) -> set[str]:
+        """Take the next decision; returns the calls that it concerned."""
         conference, now = told.entry.conference, told.entry.now_ms
         at = self._at.setdefault(conference, set())
         before = self._telling.fold.desks.get(conference)
@@ -141,6 +143,9 @@ class Gathering:
             if happening.stay is None:
                 concerned = set() if happening.what in ROUTINE else at
             else:
+                if self._all and happening.what is not What.NOTICED:
+                    call_id = happening.stay.call_id
+                    self.stories.setdefault(call_id, Story(call_id, keep=False))
                 concerned = {happening.stay.call_id} & self.stories.keys()
             for call_id in concerned:
                 self.stories[call_id].take(happening)
@@ -155,3 +160,10 @@ class Gathering:
                 at.add(call_id)
             else:
                 at.discard(call_id)
+        return touched
+
+    def drop(self, call_id: str) -> None:
+        """Forget a call; what is said of it later begins its story anew."""
+        story = self.stories.pop(call_id)
+        for stay in story.stays:
+            self._at.get(stay.conference, set()).discard(call_id)

@@ -35,6 +35,8 @@ class Stay:
     end: str | None = None
     waits: dict[str, int] = field(default_factory=dict)
     """Milliseconds waited, by what for."""
+    complete: bool = True
+    """Whether its beginning is known."""
     registered: tuple[str, ...] = ()
     """The nodes that it was registered at when the stay began."""
 
@@ -65,8 +67,10 @@ class Stay:
 class Story:
     """One call, over all its stays and conferences."""
 
-    def __init__(self, call_id: str) -> None:
+    def __init__(self, call_id: str, *, keep: bool = True) -> None:
+        """``keep``: its happenings; without them it says how it came out, and no more."""
         self.call_id = call_id
+        self._keep = keep
         self.gateway_id = call_id.split("/", 1)[0]
         self.caller = "number not recorded"
         self.happenings: list[Happening] = []
@@ -87,7 +91,8 @@ class Story:
 
     def take(self, happening: Happening) -> None:
         """Take a happening of this call, or of the registrations of the conference that it is at."""
-        self.happenings.append(happening)
+        if self._keep:
+            self.happenings.append(happening)
         row = happening.stay
         if row is None or happening.what is What.NOTICED:
             return
@@ -123,6 +128,7 @@ class Story:
                 f"how stay {row.stay} for {happening.conference} began: the first that is known of it is"
                 f" {happening.what.value!r} (ask for an earlier time with --from)"
             )
+            stay.complete = False
             stay.connected_ms = row.connected_ms or None
             stay.node_id = node_of(row) if row.connected_ms else None
         return stay

@@ -138,10 +138,8 @@ def _grid(names: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     """Columns as wide as what is in them; a terminal may break the lines, a file doesn't."""
     lines = [names, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
-    return "\n".join(
-        "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    cells = ([f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join("  " + "  ".join(line).rstrip() for line in cells)
 
 
 def _show_differences(found: list[Difference], one: int, two: int, zone: tzinfo, *, json: bool) -> None:
