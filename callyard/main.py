@@ -37,7 +37,7 @@ COMMANDS: dict[str, Command] = {
     "stream": Command("streams.command", "stream", "Run a stream worker: keeps the table and decides."),
     "agent": Command("agents.command", "gateway", "Run this gateway's agent."),
     "hook": Command("fs_hooks.command", "node", "Run this node's hook."),
-    "audit": Command("streams.audit.command", "audit", "Tell what happened to a call, or at a node or gateway."),
+    "audit": Command("streams.audit.story_command", "audit", "Tell what happened to a call, or at a node or gateway."),
     "table": Command("streams.audit.table_command", "audit", "Show what runs where and who waits, now or then."),
     "export": Command("streams.audit.export_command", "audit", "Export calls, registrations or the journal."),
     "render": Command("callyard.render_command", "gateway", "Write the configuration of Asterisk."),

@@ -105,10 +105,31 @@ class KafkaSettings(Group):
         12, ge=1, le=1000, description="Partitions of the topics keyed by conference: the most stream workers of use."
     )
     replication_factor: int = Field(1, ge=1, le=7, description="Replicas of each topic; 3 in production.")
-    retention_days: float = Field(30, gt=0, le=3650, description="Days that inputs and journal are kept for audits.")
+    retention_days: float = Field(
+        30, gt=0, le=3650,
+        description="Days that inputs, journal and rejected records are kept for audits, where their own setting says"
+        " nothing else.",
+    )  # fmt: skip
+    registrations_retention_days: float | None = Field(
+        None, gt=0, le=3650, description="Days that registrations are kept; default: retention_days."
+    )
+    calls_retention_days: float | None = Field(
+        None, gt=0, le=3650, description="Days that the gateways' records of calls are kept; default: retention_days."
+    )
+    journal_retention_days: float | None = Field(
+        None, gt=0, le=3650, description="Days that the journal is kept; default: retention_days."
+    )
+    rejected_retention_days: float | None = Field(
+        None, gt=0, le=3650, description="Days that rejected records are kept; default: retention_days."
+    )
     request_timeout_ms: int = Field(
         10_000, ge=500, le=120_000, description="Milliseconds until a request to Kafka that got no answer has failed."
     )
+
+    def retention_days_of(self, topic: Literal["registrations", "calls", "journal", "rejected"]) -> float:
+        """Days that this topic is kept."""
+        own: float | None = getattr(self, f"{topic}_retention_days")
+        return self.retention_days if own is None else own
 
     @field_validator("bootstrap_servers")
     @classmethod

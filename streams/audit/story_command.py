@@ -11,12 +11,13 @@ import typer
 from callyard import numbers
 from callyard.options import ConfigOption, JsonOption
 from callyard.settings import KafkaSettings, PolicySettings, PrivacySettings, load
-from streams.audit import find, render, sides
+from streams.audit import find, forget_command, render, sides
 from streams.audit.options import FromOption, ToOption, UnreadableOption, ZoneOption, errors, lookback_ms, out
 from streams.audit.reading import Span, Unreadable, span
 from streams.audit.times import zone_of
 
 app = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True)
+app.add_typer(forget_command.app)
 DEFAULT_FROM = "-24h"
 FullOption = Annotated[bool, typer.Option("--full", help="Tell every call in full, with renewals and what came late.")]
 
