@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from callyard.records import CallerForm, DialInstruction, Instruction, JournalEntry, TellInstruction
+from callyard.records import CallerForm, DialInstruction, FailureReason, Instruction, JournalEntry, TellInstruction
 from streams.audit.entries import Told
 from streams.audit.fold import DeskState, Fold
 from streams.rows import RegistrationRow, RegistrationState, StayRow, StayState
@@ -37,6 +37,8 @@ class What(str, Enum):
     """The gateway has redirected the call, and dials (or tells the caller)."""
     CONNECTED = "connected"
     FAILED = "failed"
+    TOLD = "told"
+    """The caller was told that the conference can't be reached, and waits on."""
     NO_OUTCOME = "no-outcome"
     """Nothing was heard of an instruction until its deadline."""
     LEFT = "left"
@@ -159,12 +161,14 @@ class Telling:
         what = self._what(entry, old, new, own)
         if what is not None:
             text = _cause(entry) if own else _by_time(what, entry)
+            if what is What.STARTED and new.notice is not None:
+                text = f"attempt {new.attempt} is carried out: the caller is being told"
             details = _details(entry) if own else {}
             yield Happening(what, told, text, before=old, stay=new, known=known, details=details)
         if instruction is not None:
             yield Happening(
                 What.INSTRUCTED, told, instructed(instruction), before=old, stay=new, instruction=instruction,
-                known=known, details={} if own else {"because": _cause(entry)},
+                known=known, details={} if own else {"because": _because(entry, old)},
             )  # fmt: skip
 
     @staticmethod
@@ -173,6 +177,8 @@ class Telling:
             return _by_others(entry, old, new)
         if entry.outcome == "left":
             return What.GONE if new.state is StayState.GONE else What.LEFT
+        if entry.outcome == "dial-failed" and (entry.said or {}).get("reason") == FailureReason.TOLD.value:
+            return What.TOLD
         return _BY_OUTCOME.get(entry.outcome, What.NOTICED)
 
 
@@ -226,6 +232,17 @@ def instructed(instruction: Instruction) -> str:
     if isinstance(instruction, TellInstruction):
         return f"attempt {instruction.attempt}: tell the caller ({instruction.notice.value})"
     return f"attempt {instruction.attempt}: dial {instruction.sip_uri} at node {instruction.node_id}"
+
+
+def _because(entry: JournalEntry, old: StayRow | None) -> str:
+    """Why an instruction was issued that nothing its gateway said led to."""
+    if entry.event_type != "deadline-passed" or old is None:
+        return _cause(entry)
+    if old.state is StayState.DIALING:
+        return "nothing was heard of the last one until its deadline"
+    if old.held_ms:
+        return "it was waited long enough to know whether the conference goes on"
+    return "the pause after the last failure is over" if old.retry_ms else _cause(entry)
 
 
 _KEPT = ("reason", "hangup_cause", "sip_code", "after", "parked_at_ms", "attempt")

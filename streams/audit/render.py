@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from datetime import tzinfo
 
@@ -70,6 +71,7 @@ _WORDS = {
     What.STARTED: "redirected",
     What.CONNECTED: "connected",
     What.FAILED: "failed",
+    What.TOLD: "told",
     What.NO_OUTCOME: "no outcome",
     What.LEFT: "left",
     What.GONE: "gone",
@@ -113,7 +115,8 @@ def _stay(stay: Stay, until_ms: int) -> Iterator[str]:
     for what, ms in sorted(stay.waits.items(), key=lambda one: -one[1]):
         if ms:
             yield f"{_INDENT}{lasted(ms):>12}  {what}"
-    failed = f", failed: {', '.join(stay.failures)}" if stay.failures else ""
+    counts = Counter(stay.failures).most_common()
+    failed = f"; failed: {', '.join(f'{reason} {count} times' for reason, count in counts)}" if counts else ""
     talked = stay.talked_ms(until_ms)
     talk = f"; talked {lasted(talked)}" if talked is not None else ""
     yield f"{_INDENT}{stay.attempts} instructions{failed}{talk}; {stay.outcome}"

@@ -141,8 +141,6 @@ class Story:
     @staticmethod
     def _failed(stay: Stay, happening: Happening) -> None:
         reason = happening.details.get("reason", happening.what.value)
-        if reason == "told":
-            return
         sip = happening.details.get("sip_code")
         stay.failures.append(f"{reason} (SIP {sip})" if sip else str(reason))
 
