@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import Any
 
 from agents.messages import After, Failure
+from callyard.numbers import shown
 from callyard.records import (
     CallAlive,
     CallerConnected,
@@ -20,9 +21,6 @@ from callyard.records import (
     Instruction,
     LeftReason,
 )  # fmt: skip
-
-MASKED_CHARACTERS = 4
-"""So many of a caller's last characters are replaced by ``*`` in the form ``masked``."""
 
 
 class Phase(IntEnum):
@@ -77,25 +75,13 @@ class Call:
         return self.stay, self.mark, self.phase
 
 
-def shown(number: str, form: CallerForm) -> tuple[str | None, CallerForm]:
-    """A caller's number in the form that goes into records.
-
-    ``masked`` keeps country and area and replaces the last four characters: ``+4930123456`` is ``+493012****``; of a
-    number of four characters or fewer nothing is kept.
-    """
-    if not number or form is CallerForm.NONE:
-        return None, CallerForm.NONE
-    if form is CallerForm.MASKED:
-        return number[:-MASKED_CHARACTERS] + "*" * min(len(number), MASKED_CHARACTERS), form
-    return number, form
-
-
 class Reports:
     """Makes one gateway's records."""
 
-    def __init__(self, gateway_id: str, form: CallerForm) -> None:
+    def __init__(self, gateway_id: str, form: CallerForm, key: str = "") -> None:
         self.gateway_id = gateway_id
         self._form = form
+        self._key = key
 
     def call_id(self, uniqueid: str) -> str:
         """The call id of a channel's uniqueid."""
@@ -107,7 +93,7 @@ class Reports:
 
     def parked(self, call: Call) -> CallerParked:
         """Its stay began."""
-        caller, form = shown(call.caller, self._form)
+        caller, form = shown(call.caller, self._form, self._key)
         return CallerParked(
             **self._about(call), caller=caller, caller_form=form, parked_at_ms=call.parked_at_ms,
             after=call.after.talk if call.after else None,
@@ -115,7 +101,7 @@ class Reports:
 
     def alive(self, call: Call) -> CallAlive:
         """Its renewal."""
-        caller, form = shown(call.caller, self._form)
+        caller, form = shown(call.caller, self._form, self._key)
         return CallAlive(
             **self._about(call), caller=caller, caller_form=form, state=_STATES[call.phase], attempt=call.mark,
             after=call.after.talk if call.after else None,

@@ -87,9 +87,9 @@ Verdict = Redirect | Refused
 class Mirror:
     """The calls of one gateway, by uniqueid."""
 
-    def __init__(self, gateway_id: str, caller_number: CallerForm = CallerForm.MASKED) -> None:
+    def __init__(self, gateway_id: str, caller_number: CallerForm = CallerForm.MASKED, caller_key: str = "") -> None:
         self.calls: dict[str, Call] = {}
-        self.reports = Reports(gateway_id, caller_number)
+        self.reports = Reports(gateway_id, caller_number, caller_key)
 
     # --- what Asterisk says
 

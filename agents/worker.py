@@ -29,27 +29,29 @@ from callyard.fence import Fence
 from callyard.health import Health
 from callyard.nodes import AllowedNodes
 from callyard.records import CallerForm
-from callyard.settings import AmiSettings, GatewaySettings, KafkaSettings, Loaded
+from callyard.settings import AmiSettings, GatewaySettings, KafkaSettings, Loaded, PrivacySettings
 from callyard.tasks import Tasks
 
 log = structlog.get_logger(__name__)
 
-GROUPS = (KafkaSettings, GatewaySettings, AmiSettings)
+GROUPS = (KafkaSettings, GatewaySettings, AmiSettings, PrivacySettings)
 """The settings that an agent needs."""
 
 
 async def work(settings: Loaded, stop: asyncio.Event, health: Health) -> None:
     """Run one gateway's agent until ``stop`` is set.
 
-    Raises `callyard.topics.TopicsError` or `callyard.clients.KafkaUnreachableError` at the start, and `CommandError`
-    when Asterisk refuses the manager user or isn't Asterisk.
+    Raises `SettingsError`, `callyard.topics.TopicsError` or `callyard.clients.KafkaUnreachableError` at the start, and
+    `CommandError` when Asterisk refuses the manager user or isn't Asterisk.
     """
     kafka, gateway_settings = settings[KafkaSettings], settings[GatewaySettings]
     structlog.contextvars.bind_contextvars(gateway_id=gateway_settings.id)
+    form = CallerForm(gateway_settings.caller_number)
+    caller_key = settings[PrivacySettings].key_for(form)
     async with clients.admin(kafka) as admin:
         await all_topics.check(admin, kafka)
     topics = all_topics.topics(kafka)
-    mirror = Mirror(gateway_settings.id, CallerForm(gateway_settings.caller_number))
+    mirror = Mirror(gateway_settings.id, form, caller_key)
     fence = Fence(SESSION_MS / 1000)
     clock = BrokerClock()
     publisher = Publisher(kafka, topics, mirror, fence, clock, client_id=f"agent-{gateway_settings.id}-{os.getpid()}")

@@ -37,7 +37,8 @@ from pydantic_core import PydanticUndefined
 
 from callyard.dialogue_settings import DialogueSettings
 from callyard.nodes import AllowedNodes
-from callyard.records import GatewayId, NodeId, Source, split_sip_uri
+from callyard.numbers import LEAST_KEY_CHARACTERS
+from callyard.records import CallerForm, GatewayId, NodeId, Source, split_sip_uri
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -111,7 +112,23 @@ class KafkaSettings(Group):
         12, ge=1, le=1000, description="Partitions of the topics keyed by conference: the most stream workers of use."
     )
     replication_factor: int = Field(1, ge=1, le=7, description="Replicas of each topic; 3 in production.")
-    retention_days: float = Field(30, gt=0, le=3650, description="Days that inputs and journal are kept for audits.")
+    retention_days: float = Field(
+        30, gt=0, le=3650,
+        description="Days that inputs, journal and rejected records are kept for audits, where their own setting says"
+        " nothing else.",
+    )  # fmt: skip
+    registrations_retention_days: float | None = Field(
+        None, gt=0, le=3650, description="Days that registrations are kept; default: retention_days."
+    )
+    calls_retention_days: float | None = Field(
+        None, gt=0, le=3650, description="Days that the gateways' records of calls are kept; default: retention_days."
+    )
+    journal_retention_days: float | None = Field(
+        None, gt=0, le=3650, description="Days that the journal is kept; default: retention_days."
+    )
+    rejected_retention_days: float | None = Field(
+        None, gt=0, le=3650, description="Days that rejected records are kept; default: retention_days."
+    )
     request_timeout_ms: int = Field(
         10_000, ge=500, le=120_000, description="Milliseconds until a request to Kafka that got no answer has failed."
     )
@@ -120,6 +137,11 @@ class KafkaSettings(Group):
     def replayed(self) -> bool:
         """Whether these topics are marked for replays: there, and nowhere else, a header tells an input's time."""
         return self.topic_prefix.startswith(REPLAY_PREFIX)
+
+    def retention_days_of(self, topic: Literal["registrations", "calls", "journal", "rejected"]) -> float:
+        """Days that this topic is kept."""
+        own: float | None = getattr(self, f"{topic}_retention_days")
+        return self.retention_days if own is None else own
 
     @field_validator("bootstrap_servers")
     @classmethod
@@ -385,8 +407,10 @@ class GatewaySettings(Group):
         default_factory=lambda: socket.gethostname().split(".")[0],
         description="The gateway's id; default: its host name. Replicas of one gateway's agent share it.",
     )
-    caller_number: Literal["masked", "full", "none"] = Field(
-        "masked", description="In which form callers' numbers enter Kafka: last digits masked, full, or not at all."
+    caller_number: Literal["masked", "full", "hashed", "none"] = Field(
+        "masked",
+        description="In which form callers' numbers enter Kafka: last digits masked, full, as a keyed hash, or not at"
+        " all.",
     )
     renew_seconds: float = Field(
         60, gt=0, le=3600, description="Seconds between two renewals of each live call; a third of its lease."
@@ -408,6 +432,39 @@ class GatewaySettings(Group):
         if not value.strip(" ,"):
             raise ValueError("must name at least one node")
         return value
+
+
+class PrivacySettings(Group):
+    """What keeps callers' numbers apart from who may read Kafka; the same for all agents and for who audits."""
+
+    table: ClassVar[str] = "privacy"
+
+    caller_key: SecretStr | None = Field(
+        None,
+        description="Key of the hashes of callers' numbers, one line of 16 characters or more; asked for where"
+        " CALLYARD_GATEWAY_CALLER_NUMBER is hashed. With another key, older hashes are no one's.",
+    )
+
+    @field_validator("caller_key")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(_require_one_line(value).get_secret_value()) < LEAST_KEY_CHARACTERS:
+            raise ValueError(f"must have {LEAST_KEY_CHARACTERS} characters or more")
+        return value
+
+    @property
+    def key(self) -> str:
+        """The key; empty where none is set."""
+        return self.caller_key.get_secret_value() if self.caller_key is not None else ""
+
+    def key_for(self, form: CallerForm) -> str:
+        """The key, if there is one. Raises `SettingsError` where this form needs one and there is none."""
+        if form is CallerForm.HASHED and not self.key:
+            raise SettingsError([
+                f"{self.variable('caller_key')} (or …_FILE) is not set: {GatewaySettings.variable('caller_number')} is"
+                " hashed, and a hash needs a key"
+            ])  # fmt: skip
+        return self.key
 
 
 class AmiSettings(Group):
@@ -751,7 +808,8 @@ class AuditSettings(Group):
 G = TypeVar("G", bound=Group)
 GROUPS: tuple[type[Group], ...] = (
     KafkaSettings, LogSettings, HealthSettings, NodeSettings, EslSettings, BigBlueButtonSettings, FreeswitchSettings,
-    GatewaySettings, AmiSettings, SipSettings, AsteriskSettings, StreamSettings, PolicySettings, AuditSettings,
+    GatewaySettings, PrivacySettings, AmiSettings, SipSettings, AsteriskSettings, StreamSettings, PolicySettings,
+    AuditSettings,
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -68,27 +68,32 @@ class Topics:
 def topics(settings: KafkaSettings) -> Topics:
     """The topics that these settings ask for."""
     prefix, partitions = settings.topic_prefix, settings.partitions
-    retention = str(int(settings.retention_days * DAY_MS))
     # The first index entry of a segment (by default after 4 KB) makes the broker touch a new page of a mapped file: the
     # record that causes it was seen some 50 ms late on an ordinary disk. Seeking by offset reads 1 MB more at the most.
     # What is replayed keeps its own times, which may be older than any retention.
     replayed = settings.replayed
     written = {"message.timestamp.type": "CreateTime"} if replayed else {}
     append_time = {"message.timestamp.type": "LogAppendTime", "index.interval.bytes": str(1024 * 1024)}
-    kept = {"cleanup.policy": "delete", "retention.ms": _FOR_EVER if replayed else retention, **append_time}
+    kept = {"cleanup.policy": "delete", "segment.ms": str(DAY_MS), **append_time}
     # The broker unpacks what senders compress: no reader needs their codecs, and none unpacks a bomb.
     plain = {"compression.type": "uncompressed"}
+
+    def retention(name: Literal["registrations", "calls", "journal", "rejected"]) -> dict[str, str]:
+        days = settings.retention_days_of(name)
+        return {"retention.ms": _FOR_EVER if replayed and name != "rejected" else str(int(days * DAY_MS))}
 
     def topic(name: str, config: Mapping[str, str]) -> Topic:
         return Topic(f"{prefix}.{name}", partitions, config)
 
     return Topics(
-        registrations=topic("registrations", {**kept, **plain}),
-        calls=topic("calls", {**kept, **plain}),
-        timers=topic("timers", {**kept, **plain, **({} if replayed else {"retention.ms": str(DAY_MS)})}),
+        registrations=topic("registrations", {**kept, **plain, **retention("registrations")}),
+        calls=topic("calls", {**kept, **plain, **retention("calls")}),
+        timers=topic("timers", {**kept, **plain, "retention.ms": _FOR_EVER if replayed else str(DAY_MS)}),
         dials=topic("dials", {"cleanup.policy": "delete", "retention.ms": str(DAY_MS), **append_time, **plain}),
-        journal=topic("journal", {**kept, **written, "max.message.bytes": str(CHANGELOG_MAX_BYTES)}),
-        rejected=topic("rejected", {"cleanup.policy": "delete", "retention.ms": retention}),
+        journal=topic(
+            "journal", {**kept, **written, "max.message.bytes": str(CHANGELOG_MAX_BYTES), **retention("journal")}
+        ),
+        rejected=topic("rejected", {"cleanup.policy": "delete", "segment.ms": str(DAY_MS), **retention("rejected")}),
         changelog=Topic(
             changelog_name(settings),
             partitions,
@@ -221,8 +226,9 @@ async def _check_config(admin: AIOKafkaAdminClient, present: list[Topic]) -> lis
     return sorted(problems)
 
 
-_ADVICE = frozenset({"index.interval.bytes"})
-"""Topic settings that only make things faster: given to what is created, not asked of what exists."""
+_ADVICE = frozenset({"index.interval.bytes", "segment.ms"})
+"""Given to what is created, not asked of what exists: what makes things faster, and how late (a day, by Kafka's default
+a week) retention may remove a record, because it removes whole segments."""
 _AT_LEAST = frozenset({"retention.ms", "max.message.bytes"})
 """Topic settings of which more is as good; the others must be equal."""
 _FOR_EVER = "-1"

@@ -340,10 +340,11 @@ async def _main(settings: Loaded, stop: asyncio.Event, told: Health) -> None:
 def check_snapshots(settings: Loaded) -> None:
     """Raise `SettingsError` unless the journal is kept for two snapshots: else no moment of it could be restored."""
     kafka, stream = settings[KafkaSettings], settings[StreamSettings]
-    if kafka.retention_days * 86_400 < 2 * stream.snapshot_seconds:
+    days = kafka.retention_days_of("journal")
+    if days * 86_400 < 2 * stream.snapshot_seconds:
         raise SettingsError(
             [
-                f"{kafka.variable('retention_days')} is {kafka.retention_days:g} days, less than twice"
+                f"{kafka.variable('retention_days')} is {days:g} days for the journal, less than twice"
                 f" {stream.variable('snapshot_seconds')} ({stream.snapshot_seconds:g} s): keep the journal longer, or"
                 " take snapshots more often"
             ]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from agents.calls import Phase, shown
+from agents.calls import Phase
 from agents.messages import (
     After,
     Channel,
@@ -342,22 +342,6 @@ def test_renewals(mirror: Mirror) -> None:
     assert isinstance(alive, CallAlive)
     assert (alive.state, alive.attempt, alive.caller) == (CallState.DIALING, 3, "+493012****")
     assert mirror.alive("2.0") is None
-
-
-@pytest.mark.parametrize(
-    ("number", "form", "told"),
-    [
-        ("+4930123456", CallerForm.MASKED, "+493012****"),
-        ("12345", CallerForm.MASKED, "1****"),
-        ("1234", CallerForm.MASKED, "****"),
-        ("12", CallerForm.MASKED, "**"),
-        ("", CallerForm.MASKED, None),
-        ("+4930123456", CallerForm.FULL, "+4930123456"),
-        ("+4930123456", CallerForm.NONE, None),
-    ],
-)
-def test_the_form_of_callers_numbers(number: str, form: CallerForm, told: str | None) -> None:
-    assert shown(number, form) == (told, CallerForm.NONE if told is None else form)
 
 
 def starred(marks: Marks = WAITING) -> Starred:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from callyard.records import DeskSnapshot, EpochBegan, JournalEntry, PolicyDeclared, digest
+from callyard.records import EpochBegan, JournalEntry, PolicyDeclared, digest
 from streams.audit.reading import Parser, StoredRecord, place
 
 REMEMBERED = 10_000
@@ -45,7 +45,7 @@ class Entries:
         self._say = say
         self._seen: dict[int, OrderedDict[bytes, None]] = {}
         self._epochs: dict[int, int] = {}
-        self._heads: dict[tuple[int, str], tuple[int, str]] = {}
+        self._versions: dict[tuple[int, str], int] = {}
 
     def take(self, record: StoredRecord) -> Told | None:
         """The decision that this record holds; None where it is none, void, unreadable, or was told before."""
@@ -54,9 +54,6 @@ class Entries:
             self._epochs[record.partition] = max(entry.epoch, self._epochs.get(record.partition, 0))
         elif isinstance(entry, PolicyDeclared):
             self.policies[entry.digest] = entry.policy
-        elif isinstance(entry, DeskSnapshot) and not self._was_told(record):
-            # A link of the chain: the desk's next decision names it.
-            self._heads[record.partition, entry.conference] = (entry.version, digest(record.value))
         if not isinstance(entry, JournalEntry) or self._was_told(record):
             return None
         newest = self._epochs.get(record.partition, 0)
@@ -84,11 +81,13 @@ class Entries:
     def _follow(self, told: Told, where: str) -> None:
         entry = told.entry
         desk = (told.partition, entry.conference)
-        version, head = self._heads.get(desk, (entry.version - 1, entry.previous_hash))
-        if entry.version != version + 1 or (entry.previous_hash != head and head is not None):
-            gap = f"conference {entry.conference}: {where} is version {entry.version}, the one before it {version}"
-            self.missing.append(f"{gap}; decisions between them are missing, or were changed")
+        before = self._versions.get(desk, entry.version - 1)
+        if entry.version != before + 1:
+            self.missing.append(
+                f"conference {entry.conference}: {where} is decision {entry.version}, the one before it {before}:"
+                " what was decided between them is missing"
+            )
         if any(change.get("forgotten") == "desk" for change in entry.changes):
-            self._heads.pop(desk, None)
+            self._versions.pop(desk, None)
         else:
-            self._heads[desk] = (entry.version, told.hash)
+            self._versions[desk] = entry.version

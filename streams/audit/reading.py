@@ -35,6 +35,7 @@ from callyard import clients
 from callyard.errors import CommandError
 from callyard.records import NewerSchemaError, RecordError, parse
 from callyard.settings import KafkaSettings
+from callyard.topics import partition_of
 from streams.audit.times import moment, shown
 
 StoredRecord: TypeAlias = ConsumerRecord[Any, Any]
@@ -115,6 +116,11 @@ class Reading:
         self._consumer = consumer
         self._oldest = oldest
 
+    @property
+    def oldest_ms(self) -> int | None:
+        """The time of the oldest record that these topics hold, in the range or not; None: they are empty."""
+        return min(self._oldest.values(), default=None)
+
     async def widen(self, start_ms: int | None, offsets: Mapping[TopicPartition, tuple[int, int]]) -> None:
         """Read more than the range, before anything was read: from an earlier time on (None: the range's own start),
         and at least from and to these offsets, as far as Kafka has them.
@@ -146,7 +152,7 @@ class Reading:
             return
         names = ", ".join(sorted({partition.topic for partition in self.bounds}))
         said = f"{names} holds nothing from {self.span}"
-        oldest = f"its oldest record is of {shown(min(self._oldest.values()))}" if self._oldest else "it is empty"
+        oldest = "it is empty" if self.oldest_ms is None else f"its oldest record is of {shown(self.oldest_ms)}"
         raise EmptyRangeError(f"{said}: {oldest}")
 
     async def batches(self) -> AsyncIterator[list[StoredRecord]]:
@@ -264,13 +270,14 @@ class _Merge:
 
 @asynccontextmanager
 async def reading(
-    settings: KafkaSettings, names: Sequence[str], span: Span = Span(), *, partitions: Collection[int] | None = None
-) -> AsyncIterator[Reading]:
-    """A range of these topics; ``partitions``: only these numbers (that of one conference, say).
+    settings: KafkaSettings, names: Sequence[str], span: Span = Span(), *, partitions: Collection[int] | None = None,
+    keys: Collection[bytes] | None = None,
+) -> AsyncIterator[Reading]:  # fmt: skip
+    """A range of these topics; ``partitions``: only these numbers; ``keys``: only where these keys are.
 
     Raises `KafkaUnreachableError`, and `CommandError` where a topic doesn't exist.
     """
-    wanted = await _partitions(settings, names, partitions)
+    wanted = await _partitions(settings, names, partitions, keys)
     async with clients.consumer(settings, auto_offset_reset="none", fetch_max_wait_ms=100) as consumer:
         consumer.assign(wanted)
         ends = await consumer.end_offsets(wanted)
@@ -289,7 +296,7 @@ async def reading(
 
 
 async def _partitions(
-    settings: KafkaSettings, names: Sequence[str], only: Collection[int] | None
+    settings: KafkaSettings, names: Sequence[str], only: Collection[int] | None, keys: Collection[bytes] | None
 ) -> list[TopicPartition]:
     async with clients.admin(settings) as admin:
         existing = set(await admin.list_topics())
@@ -299,8 +306,17 @@ async def _partitions(
                 " CALLYARD_KAFKA_TOPIC_PREFIX and CALLYARD_KAFKA_BOOTSTRAP_SERVERS"
             )
         described = await admin.describe_topics(list(names))
-    found = [TopicPartition(topic["topic"], part["partition"]) for topic in described for part in topic["partitions"]]
-    return sorted(partition for partition in found if only is None or partition.partition in only)
+    found = []
+    for topic in described:
+        # By how many there are, not by how many are set: a wrong setting must not look like an empty journal.
+        count = len(topic["partitions"])
+        of_keys = None if keys is None else {partition_of(key, count) for key in keys}
+        found += [
+            TopicPartition(topic["topic"], number)
+            for number in range(count)
+            if (only is None or number in only) and (of_keys is None or number in of_keys)
+        ]
+    return sorted(found)
 
 
 class Parser:

@@ -238,7 +238,7 @@ async def verification(
                 first, end = offsets.get(tp, (sealed.begin, sealed.end))
                 offsets[tp] = (min(first, sealed.begin), max(end, sealed.end))
         await found.widen(None if span.start_ms is None else span.start_ms - lookback_ms, offsets)
-        kept_ms = float("inf") if names.replayed else settings.retention_days * DAY_MS
+        kept_ms = float("inf") if names.replayed else settings.retention_days_of("journal") * DAY_MS
         yield Verification(found, counted, chosen, unreadable, kept_ms, say)
 
 

@@ -1,0 +1,127 @@
+"""Rows into files: JSON Lines, CSV or Parquet, a few thousand rows at a time. Parquet needs pyarrow (``[audit]``)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timezone
+from enum import Enum
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import orjson
+
+from callyard.errors import CommandError
+from streams.audit.exports import Column, Kind, Row
+from streams.audit.times import shown
+
+BATCH_ROWS = 5_000
+
+
+class Format(str, Enum):
+    """The formats of an export."""
+
+    JSONL = "jsonl"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+class Writer(Protocol):
+    """Writes rows."""
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Write rows, in their order."""
+        ...
+
+    def close(self) -> None:
+        """Finish; the file itself is closed by whoever opened it."""
+        ...
+
+
+class JsonLines:
+    """One JSON object a line; times as RFC 3339, UTC."""
+
+    def __init__(self, columns: Sequence[Column], file: IO[bytes]) -> None:
+        self._times = _times(columns)
+        self._file = file
+
+    def write(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self._file.write(orjson.dumps(_with_times(row, self._times), option=orjson.OPT_APPEND_NEWLINE))
+
+    def close(self) -> None:
+        self._file.flush()
+
+
+class Csv:
+    """RFC 4180 with a header line; times as RFC 3339, UTC; null is empty."""
+
+    def __init__(self, columns: Sequence[Column], file: IO[bytes]) -> None:
+        self._times = _times(columns)
+        self._text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        self._csv = csv.DictWriter(self._text, [column.name for column in columns], lineterminator="\r\n")
+        self._csv.writeheader()
+
+    def write(self, rows: Sequence[Row]) -> None:
+        self._csv.writerows(_with_times(row, self._times) for row in rows)
+
+    def close(self) -> None:
+        self._text.flush()
+        self._text.detach()
+
+
+class Parquet:
+    """Parquet with one row group a batch; times as timestamps (milliseconds, UTC)."""
+
+    def __init__(self, columns: Sequence[Column], file: IO[bytes]) -> None:
+        try:
+            import pyarrow as pa  # noqa: PLC0415 - an extra's, and of this format only
+            import pyarrow.parquet as pq  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise CommandError(f"Parquet needs {error.name}: pip install 'callyard[audit]'") from None
+        kinds = {Kind.TEXT: pa.string(), Kind.NUMBER: pa.int64(), Kind.TRUTH: pa.bool_(),
+                 Kind.TIME: pa.timestamp("ms", tz="UTC")}  # fmt: skip
+        fields = [pa.field(column.name, kinds[column.kind], metadata={"meaning": column.meaning}) for column in columns]
+        self._schema = pa.schema(fields)
+        self._batch = pa.RecordBatch.from_pylist
+        self._writer = pq.ParquetWriter(file, self._schema, compression="zstd")
+
+    def write(self, rows: Sequence[Row]) -> None:
+        self._writer.write_batch(self._batch(list(rows), schema=self._schema))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+_WRITERS: dict[Format, Any] = {Format.JSONL: JsonLines, Format.CSV: Csv, Format.PARQUET: Parquet}
+
+
+@contextmanager
+def writing(columns: Sequence[Column], form: Format, target: Path | None, standard: IO[bytes]) -> Iterator[Writer]:
+    """A writer to a file (None: to ``standard``), which has its name only once all of it is written."""
+    if target is None:
+        made: Writer = _WRITERS[form](columns, standard)
+        yield made
+        made.close()
+        return
+    part = target.with_name(f"{target.name}.part")
+    try:
+        with part.open("wb") as file:
+            made = _WRITERS[form](columns, file)
+            yield made
+            made.close()
+        part.replace(target)
+    except OSError as error:
+        raise CommandError(f"--out {target}: {error.strerror or error}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _times(columns: Sequence[Column]) -> tuple[str, ...]:
+    return tuple(column.name for column in columns if column.kind is Kind.TIME)
+
+
+def _with_times(row: Row, times: Sequence[str]) -> Row:
+    return row | {name: shown(row[name], timezone.utc) for name in times if row[name] is not None}
