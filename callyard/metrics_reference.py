@@ -29,11 +29,13 @@ LABELS = {
     "callyard_stream_input_holes": {"topic": "the input's name"},
     "callyard_stream_inputs_removed": {"topic": "the input's name"},
     "callyard_stream_inputs_shorter": {"topic": "the input's name"},
+    "callyard_agent_again": {"outcome": "`asked`, `not-waiting`, `not-speaking`, `bad-channel`"},
     "callyard_agent_calls": {"phase": "`arriving`, `parked`, `dialing`, `connected`"},
     "callyard_agent_instructions": {"outcome": "what became of it ([agent.md](agent.md))"},
     "callyard_agent_ami_events": {"event": "what Asterisk told: a handful of kinds"},
     "callyard_agent_ami_sessions": {"outcome": "`synced`, `failed` (to connect), `lost`"},
     "callyard_hook_left_out": {"reason": "`excluded`, `not-a-number`"},
+    "callyard_hook_meetings_left_out": {"reason": "`excluded`, `not-a-number`"},
     "callyard_hook_connection_failures": {"error": "how it failed: seven kinds"},
 }
 """By metric: what each label may be. Never anything that callers or senders choose."""
@@ -87,7 +89,7 @@ def reference() -> str:
         " lately confirmed. Each rebalance makes it unready for a moment |\n"
         "| agent | Asterisk's manager session has its snapshot, the gateway's group has said who speaks (a standby is"
         " ready, too), a heartbeat was lately confirmed, and the owner has announced all calls |\n"
-        "| hook | FreeSWITCH is followed and Kafka has what its first snapshot told |",
+        "| hook | FreeSWITCH is followed, and Kafka has what each source's first snapshot told |",
         "From SIGTERM on a worker isn't ready. Counters begin at 0 with each start of a process. What the Python client"
         " tells of its process (`process_…`, `python_…`) is there as well.",
     ]
