@@ -1,6 +1,6 @@
 """What each role may do on the bus: the least that its worker needs, in one place.
 
-The Strimzi ``KafkaUser`` resources under ``deploy/`` and the ``kafka-acls`` commands in docs/kubernetes.md say the same;
+The Strimzi ``KafkaUser`` resources under ``deploy/`` and docs/kubernetes.md (commands of ``kafka-acls``) say the same;
 tests hold them to it. Nodes are the most exposed machines: what they hold must write registrations and nothing else.
 
 Every role may describe all topics, because each worker checks them before it starts; that shows no record. Idempotent
