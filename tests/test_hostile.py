@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -28,6 +29,7 @@ from agents.messages import (
     read_parked,
 )
 from agents.mirror import Mirror, Redirect, Snapshot
+from callyard.nodes import AllowedNodes
 from callyard.records import CALLS, DIALS, REGISTRATIONS, TIMERS, Record, RecordError, parse
 from callyard.settings import AmiSettings, KafkaSettings, NodeSettings, PolicySettings
 from callyard.topics import partition_of, topics
@@ -146,6 +148,10 @@ def _actions(written: bytes) -> list[dict[str, str]]:
     return actions
 
 
+DIALS = cast("Dials", SimpleNamespace(_nodes=AllowedNodes("any")))
+"""All that writing an action takes of it: whom callers may be sent to."""
+
+
 async def _carry_out(mirror: Mirror, value: bytes) -> tuple[str | None, list[dict[str, str]]]:
     """Take a record of ``callyard.dials`` as the agent does: what was allowed (the channel), and what was written."""
     inbox = Inbox(events.GATEWAY)
@@ -162,7 +168,7 @@ async def _carry_out(mirror: Mirror, value: bytes) -> tuple[str | None, list[dic
         if isinstance(verdict, Redirect):
             channel = verdict.channel
             try:
-                Dials._write(None, session, held.instruction, verdict)  # type: ignore[arg-type]
+                Dials._write(DIALS, session, held.instruction, verdict)
             except (ami.UnsafeValueError, RecordError):
                 assert transport.written == b"", "all of it or nothing"
         else:
