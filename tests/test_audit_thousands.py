@@ -237,8 +237,9 @@ Content = list[tuple[bytes | None, bytes, int]]
 
 
 def swapped(content: Content) -> Content:
-    first = len(content) // 2
-    after = next(n for n in range(first + 1, len(content)) if content[n][0] == content[first][0])
+    last = {key: n for n, (key, _, _) in enumerate(content)}
+    first = max(n for n, (key, _, _) in enumerate(content) if key and n < last[key])
+    after = last[content[first][0]]
     found = list(content)
     found[first], found[after] = found[after], found[first]
     return found
