@@ -26,6 +26,7 @@ def agent(settings: KafkaSettings, ami: AmiSettings, log: Path, gateway_id: str 
         environment={
             **kafka.environment(settings),
             "CALLYARD_GATEWAY_ID": gateway_id,
+            "CALLYARD_GATEWAY_NODES": "127.0.0.1,192.0.2.0/24",
             "CALLYARD_AMI_HOST": ami.host,
             "CALLYARD_AMI_PORT": str(ami.port),
             "CALLYARD_AMI_USERNAME": ami.username,

@@ -83,7 +83,8 @@ class AmiProxy:
             name = re.search(rb"(?m)^Action: (\w+)", action)
             assert name is not None, action
             trap = None
-            if name[1].decode() in CHANGING:
+            # On a channel: that an agent is there stands in a global variable.
+            if name[1].decode() in CHANGING and re.search(rb"(?m)^Channel: ", action):
                 self.changes.append(name[1].decode())
                 trap = self.trap if self.trap is not None and len(self.changes) == self.trap.number else None
             if trap is None:
