@@ -55,17 +55,21 @@ def run(settings: Loaded, directory: Path, *, diff: bool, join: bool) -> int:
     return 0
 
 
-def check(settings: Loaded, directory: Path, *, join: bool, sounds: Path | None, json: bool) -> int:
-    """Say what is missing or wrong in ``directory`` and in what it names; returns the exit status: 1 where it is."""
+def found_in(settings: Loaded, directory: Path, *, join: bool, sounds: Path | None) -> list[doctor.Finding]:
+    """What is found in ``directory`` and in what it names."""
     asterisk, sip = settings[AsteriskSettings], settings[SipSettings]
-    findings = [
+    return [
         *checks.check_files(directory, rendered(settings, join=join)),
         *checks.check_settings(asterisk, sip),
         *checks.check_certificates(sip, settings[AmiSettings]),
         *checks.check_sounds(asterisk, sounds or checks.SOUNDS),
         *checks.check_music(asterisk, sounds.parent if sounds else checks.DATA),
     ]
-    return doctor.tell(findings, json=json)
+
+
+def check(settings: Loaded, directory: Path, *, join: bool, sounds: Path | None, json: bool) -> int:
+    """Say what is missing or wrong in ``directory`` and in what it names; returns the exit status: 1 where it is."""
+    return doctor.tell(found_in(settings, directory, join=join, sounds=sounds), json=json)
 
 
 def run_sounds(settings: AsteriskSettings, packaged: Path, songs: Path) -> int:

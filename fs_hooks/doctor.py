@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import ipaddress
 import socket
 import time
 from functools import partial
 from xml.etree import ElementTree as ET
 
-from callyard import clients, topics
-from callyard.clients import KafkaUnreachableError
+from callyard import doctor_checks
 from callyard.doctor import Check, Finding, Findings, examine, tell
 from callyard.records import split_sip_uri
 from callyard.settings import EslSettings, FreeswitchSettings, KafkaSettings, Loaded, NodeSettings
-from callyard.topics import TopicsError
 from fs_hooks import esl
 from fs_hooks.client import CommandRefusedError, EslError, Link, connect
 from fs_hooks.conferences import MAINTENANCE, Conferences, SnapshotError
@@ -40,8 +37,8 @@ def run(loaded: Loaded, *, json: bool) -> int:
         Check("numbers", partial(numbers, node)),
         Check("address", partial(address, node)),
         Check("event socket", partial(freeswitch, loaded[EslSettings], settings, node)),
-        Check("clock", kernel_clock),
-        Check("kafka", partial(bus, kafka)),
+        Check("clock", doctor_checks.kernel_clock),
+        Check("kafka", partial(doctor_checks.bus, kafka)),
     ]
     return tell(asyncio.run(examine(checks)), json=json)
 
@@ -49,7 +46,7 @@ def run(loaded: Loaded, *, json: bool) -> int:
 async def numbers(node: NodeSettings) -> list[Finding]:
     """BigBlueButton's test bridge must not be a conference that callers reach."""
     found = Findings("numbers")
-    if TEST_BRIDGE in node.exclude.replace(" ", "").split(","):
+    if node.excluded.fullmatch(TEST_BRIDGE):
         found.fine(f"{TEST_BRIDGE}, BigBlueButton's test bridge, is left out")
     else:
         found.wrong(
@@ -205,33 +202,3 @@ def _form(element: ET.Element) -> tuple[object, ...]:
     # Comments and blanks don't come back from FreeSWITCH.
     children = [child for child in element if isinstance(child.tag, str)]
     return element.tag, tuple(sorted(element.attrib.items())), tuple(_form(child) for child in children)
-
-
-async def kernel_clock() -> list[Finding]:
-    """Whether something keeps this machine's clock (adjtimex(2), which changes nothing when asked with no modes)."""
-    found = Findings("clock")
-    buffer = ctypes.create_string_buffer(512)  # struct timex has some 208 bytes; modes, its first field, is 0
-    state = ctypes.CDLL(None, use_errno=True).adjtimex(buffer)
-    if 0 <= state < _TIME_ERROR:
-        found.fine("the kernel says that it is kept by NTP")
-    else:
-        found.warn("nothing keeps this machine's clock", "run systemd-timesyncd or chrony")
-    return found.all
-
-
-_TIME_ERROR = 5
-
-
-async def bus(kafka: KafkaSettings) -> list[Finding]:
-    """Kafka, and the topics as they must be."""
-    found = Findings("kafka")
-    try:
-        async with clients.admin(kafka) as admin:
-            found.fine(f"Kafka at {kafka.bootstrap_servers} answers")
-            await topics.check(admin, kafka)
-            found.fine("the topics are as they must be")
-    except KafkaUnreachableError as error:
-        found.wrong(str(error), "check the network, TLS and credentials (CALLYARD_KAFKA_…)")
-    except TopicsError as error:
-        found.wrong(str(error), "run 'callyard topics' where its settings are right")
-    return found.all

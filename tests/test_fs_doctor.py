@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from callyard import doctor_checks
 from callyard.doctor import Finding, Level
 from callyard.main import main
 from callyard.parts.freeswitch import FreeSwitch
@@ -150,20 +151,20 @@ async def test_the_test_bridge_must_be_left_out() -> None:
 
 
 async def test_the_kernel_is_asked_for_its_clock() -> None:
-    [finding] = await doctor.kernel_clock()
+    [finding] = await doctor_checks.kernel_clock()
     assert finding.level in {Level.FINE, Level.WARNING}
 
 
 async def test_a_kafka_that_is_not_there() -> None:
     kafka = KafkaSettings(bootstrap_servers=f"127.0.0.1:{free_port()}", request_timeout_ms=500)
-    [found] = wrong(await doctor.bus(kafka))
+    [found] = wrong(await doctor_checks.bus(kafka))
     assert "no Kafka answers" in found
 
 
 @pytest.mark.kafka
 async def test_kafka_and_its_topics(kafka_settings: KafkaSettings) -> None:
-    assert wrong(await doctor.bus(kafka_settings)) == []
-    [found] = wrong(await doctor.bus(kafka_settings.model_copy(update={"topic_prefix": "other"})))
+    assert wrong(await doctor_checks.bus(kafka_settings)) == []
+    [found] = wrong(await doctor_checks.bus(kafka_settings.model_copy(update={"topic_prefix": "other"})))
     assert "is missing" in found
 
 
