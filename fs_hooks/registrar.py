@@ -19,6 +19,7 @@ from callyard.settings import NodeSettings
 from fs_hooks.instances import Change, Conference
 from fs_hooks.merge import Merge
 from fs_hooks.publisher import Publisher
+from fs_hooks.voucher import Voucher
 
 log = structlog.get_logger(__name__)
 
@@ -28,9 +29,14 @@ CONFERENCES = Gauge("callyard_hook_conferences", "Conferences on this node that 
 class Registrar:
     """What this node's sources say, as registrations."""
 
-    def __init__(self, node: NodeSettings, publisher: Publisher, notifier: Notifier) -> None:
+    def __init__(
+        self, node: NodeSettings, publisher: Publisher, notifier: Notifier, voucher: Voucher | None = None
+    ) -> None:
         self._notifier = notifier
         self._publisher = publisher
+        self._voucher = voucher
+        if voucher is not None:
+            voucher.numbers = lambda: self.meetings
         self._renew_seconds = node.renew_seconds
         self._merge = Merge(node.used_sources, through_freeswitch=not node.meeting_sip_uri)
         self._begun = asyncio.Event()
@@ -62,6 +68,8 @@ class Registrar:
     async def renew(self) -> None:
         """Tell once that the hook is ready, then renew the leases of all registrations for ever."""
         await self._begun.wait()
+        if self._voucher is not None:
+            await self._voucher.passed()
         await self._publisher.settled()
         self.published = True
         log.info("ready", conferences=len(self.live))
@@ -74,8 +82,9 @@ class Registrar:
                 self._publisher.renew(live[key])
 
     def _offer(self, changes: list[Change], at: float) -> None:
+        outlet = self._publisher if self._voucher is None else self._voucher
         for change in changes:
-            self._publisher.offer(change, at)
+            outlet.offer(change, at)
         CONFERENCES.set(len(self.live))
         if self._merge.begun:
             self._begun.set()

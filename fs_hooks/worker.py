@@ -53,6 +53,7 @@ from fs_hooks.client import (
 from fs_hooks.conferences import MAINTENANCE, Change, Conferences, EventError, SnapshotError
 from fs_hooks.publisher import Printer, Publisher
 from fs_hooks.registrar import Registrar
+from fs_hooks.voucher import Voucher
 
 log = structlog.get_logger(__name__)
 
@@ -74,13 +75,15 @@ class Hook:
     """Follows FreeSWITCH."""
 
     def __init__(
-        self, settings: EslSettings, node: NodeSettings, registrar: Registrar, aside: Aside, notifier: Notifier
-    ) -> None:
+        self, settings: EslSettings, node: NodeSettings, registrar: Registrar, aside: Aside, notifier: Notifier,
+        voucher: Voucher | None = None,
+    ) -> None:  # fmt: skip
         self._settings = settings
         self._node = node
         self._registrar = registrar
         self._aside = aside
         self._notifier = notifier
+        self._voucher = voucher
         self._conferences = Conferences(node.excluded)
         self._once_followed = False
         self._told: tuple[str, float] = ("", 0.0)
@@ -99,6 +102,8 @@ class Hook:
             try:
                 async with connect(self._settings, self._take) as link:
                     await link.command("event", self._settings.event_format, "CUSTOM", MAINTENANCE)
+                    if self._voucher is not None:
+                        await self._vouch(self._voucher, link)
                     await self._reconcile(link)
                     followed_since = time.monotonic()
                     self._followed()
@@ -108,6 +113,8 @@ class Hook:
             except EslError as error:
                 self.following = False
                 CONNECTED.set(0)
+                if self._voucher is not None:
+                    self._voucher.disconnected()
                 FAILURES.labels(type(error).__name__).inc()
                 if isinstance(error, WrongPasswordError) and not self._once_followed:
                     raise CommandError(str(error)) from None
@@ -137,6 +144,13 @@ class Hook:
                 self._aside.put(str(error), json.dumps(dict(frame.headers)).encode())
             else:
                 self._apply(changes, at)
+
+    async def _vouch(self, voucher: Voucher, link: Link) -> None:
+        try:
+            await voucher.connected(link)
+        except CommandRefusedError as error:
+            # Conferences can be followed all the same.
+            voucher.refused(error)
 
     async def _reconcile(self, link: Link) -> None:
         question = self._conferences.ask()
@@ -190,7 +204,8 @@ async def run(stop: asyncio.Event, health: Health, settings: Loaded, *, dry_run:
         publisher = Publisher(Printer() if sender is None else sender, node)
         aside = Aside(sender)
         notifier = Notifier()
-        registrar = Registrar(node, publisher, notifier)
+        voucher = Voucher(publisher, node.vouch_seconds) if sender is not None and vouches(node) else None
+        registrar = Registrar(node, publisher, notifier, voucher)
         health.require("all conferences of the first snapshot are registered", lambda: registrar.published)
         tasks = Tasks()
         if notifier.watchdog_seconds is not None:
@@ -198,9 +213,11 @@ async def run(stop: asyncio.Event, health: Health, settings: Loaded, *, dry_run:
         # Ended in the reverse order: sources are left before the publisher, so that what they said last is still sent.
         tasks.start("publish", publisher.run())
         tasks.start("set-aside", aside.run())
+        if voucher is not None:
+            tasks.start("vouch", voucher.run())
         tasks.start("renew", registrar.renew())
         if Source.FREESWITCH in node.used_sources:
-            hook = Hook(settings[EslSettings], node, registrar, aside, notifier)
+            hook = Hook(settings[EslSettings], node, registrar, aside, notifier, voucher)
             health.require("FreeSWITCH is followed", lambda: hook.following)
             tasks.start("follow", hook.follow())
         if Source.BIGBLUEBUTTON in node.used_sources:
@@ -211,6 +228,11 @@ async def run(stop: asyncio.Event, health: Health, settings: Loaded, *, dry_run:
         finally:
             notifier.stopping()
         await publisher.drain(DRAIN_SECONDS)
+
+
+def vouches(node: NodeSettings) -> bool:
+    """Whether meetings are reached through FreeSWITCH, whose dialplan refuses what has no conference there."""
+    return {Source.FREESWITCH, Source.BIGBLUEBUTTON} <= node.used_sources and not node.meeting_sip_uri
 
 
 async def _sender(stack: AsyncExitStack, kafka: KafkaSettings, node: NodeSettings) -> Sender:
