@@ -65,7 +65,7 @@ def _hook(kafka: KafkaSettings, port: int, metrics: int, folder: Path) -> Child:
             "CALLYARD_ESL_PORT": str(port), "CALLYARD_ESL_PASSWORD": "ClueCon",
             "CALLYARD_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
             "CALLYARD_KAFKA_TOPIC_PREFIX": kafka.topic_prefix, "CALLYARD_KAFKA_PARTITIONS": str(kafka.partitions),
-            "CALLYARD_METRICS_PORT": str(metrics), "CALLYARD_LOG_LEVEL": "warning",
+            "CALLYARD_HEALTH_PORT": str(metrics), "CALLYARD_LOG_LEVEL": "warning",
         },
         log=folder / "hook.log",
     )  # fmt: skip
