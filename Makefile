@@ -22,7 +22,7 @@ demo: setup
 	@$(BIN)/callyard demo $(ARGS)
 
 test: setup
-	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest --numprocesses 3 --dist loadfile $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
