@@ -74,10 +74,12 @@ async def test_a_caller_is_greeted_told_what_is_wrong_and_ends_with_a_goodbye(tm
 
 async def test_the_number_ends_with_hash_is_read_back_and_begins_anew_with_star(tmp_path: Path) -> None:
     number = conference_number()
-    async with gateway_with(tmp_path, read_back=True) as (gateway, client):
-        async with calling(gateway, tmp_path, sipp.Call("4930123", f"99*{number}#")):
-            await client.event("ParkedCall", CALLYARD_CONFERENCE=number, timeout=30)
-            await hears(gateway, "you-entered", *(f"digits/{digit}" for digit in number), "conf-waitforleader")
+    async with (
+        gateway_with(tmp_path, read_back=True) as (gateway, client),
+        calling(gateway, tmp_path, sipp.Call("4930123", f"99*{number}#")),
+    ):
+        await client.event("ParkedCall", CALLYARD_CONFERENCE=number, timeout=30)
+        await hears(gateway, "you-entered", *(f"digits/{digit}" for digit in number), "conf-waitforleader")
 
 
 async def test_a_number_outside_the_pattern_is_told_at_once(tmp_path: Path) -> None:
