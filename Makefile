@@ -10,7 +10,7 @@ help:
 	@echo "make test     all tests (ARGS='-k name' chooses)"
 	@echo "make lint     ruff, mypy, import-linter"
 	@echo "make format   format the code"
-	@echo "make docs     write docs/settings.md, schema.json, metrics.md and states.md anew"
+	@echo "make docs     write what docs/ has from the code anew"
 	@echo "make bench    measure latencies; writes JSON"
 	@echo "make chaos    kill, freeze and cut everything while callers come and go; a quarter of an hour"
 	@echo "make clean    remove .venv, the cache and what tools left behind"
@@ -36,6 +36,8 @@ format: setup
 
 docs: setup
 	$(BIN)/callyard schema --settings > docs/settings.md
+	sed -i '/^<!-- made by make docs/q' docs/gateway.md
+	$(BIN)/callyard schema --settings --table gateway --table ami --table sip --table asterisk >> docs/gateway.md
 	$(BIN)/callyard schema > docs/schema.json
 	$(BIN)/callyard schema --metrics > docs/metrics.md
 	$(BIN)/python -m streams.state_diagram > docs/states.md

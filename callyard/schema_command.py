@@ -6,6 +6,7 @@ that neither the contract nor a setting or metric changes unseen. ``make docs`` 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import groupby
 from typing import Annotated, Any
 
@@ -15,7 +16,9 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import models_json_schema
 
 from callyard import metrics_reference, records, settings
+from callyard.errors import CommandError
 from callyard.records import Record
+from callyard.settings import GROUPS
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -45,13 +48,21 @@ TOPICS: dict[str, tuple[TypeAdapter[Any], tuple[type[Record], ...]]] = {
 @app.command(name="schema")
 def command(
     settings: Annotated[bool, typer.Option("--settings", help="Print the settings' reference (Markdown).")] = False,
+    table: Annotated[
+        list[str] | None, typer.Option("--table", help="With --settings: this table only (may be given again).")
+    ] = None,
     metrics: Annotated[
         bool, typer.Option("--metrics", help="Print the metrics' reference (Markdown); needs all workers installed.")
     ] = False,
 ) -> None:
     """Print the JSON Schema of all records by topic, or the reference of all settings or metrics as Markdown."""
+    tables = [group.table for group in GROUPS]
+    if unknown := set(table or ()) - set(tables):
+        raise CommandError(f"no table is named {', '.join(sorted(unknown))}; there are {', '.join(tables)}")
     if metrics:
         typer.echo(metrics_reference.reference(), nl=False)
+    elif table:
+        typer.echo("\n\n".join(settings_tables("###", table)))
     else:
         typer.echo(settings_reference() if settings else schema_text(), nl=False)
 
@@ -93,11 +104,19 @@ def settings_reference() -> str:
         " environment wins. A secret may come from a file instead: `CALLYARD_AMI_SECRET_FILE` names it. A variable that"
         " begins with `CALLYARD_` and is no setting is an error: it is a misspelt one.",
     ]
-    for (table, summary), rows in groupby(settings.reference(), key=lambda row: (_table(row[0]), row[3])):
-        lines = [f"## [{table}]", "", summary, "", "| variable | default | meaning |", "|---|---|---|"]
-        lines += [f"| `{name}` | {_code(default)} | {_cell(meaning)} |" for name, default, meaning, _ in rows]
-        parts.append("\n".join(lines))
+    parts += settings_tables("##")
     return "\n\n".join(parts) + "\n"
+
+
+def settings_tables(heading: str, only: Collection[str] | None = None) -> list[str]:
+    """A Markdown table for each group of settings, or for these only, under headings of this level."""
+    parts = []
+    for (table, summary), rows in groupby(settings.reference(), key=lambda row: (_table(row[0]), row[3])):
+        if only is None or table in only:
+            lines = [f"{heading} [{table}]", "", summary, "", "| variable | default | meaning |", "|---|---|---|"]
+            lines += [f"| `{name}` | {_code(default)} | {_cell(meaning)} |" for name, default, meaning, _ in rows]
+            parts.append("\n".join(lines))
+    return parts
 
 
 def _table(variable: str) -> str:

@@ -260,7 +260,9 @@ async def test_star_leads_back_to_the_question_and_the_agent_says_that_it_is_the
     wrong, right = conference_number(), conference_number()
     # Other keys do nothing while one waits; what stands before the last * while one is asked is forgotten.
     calls = [sipp.Call(NUMBER, f"{wrong}#0123456789*0*{right}#")]
-    async with running(agent(kafka_settings, gateway.ami, tmp_path / "log")), sipp.node(tmp_path) as node:
+    # Both hear each key; only who speaks for the gateway may move the caller.
+    agents = [agent(kafka_settings, gateway.ami, tmp_path / name) for name in ("one", "other")]
+    async with running(agents[0]), running(agents[1]), sipp.node(tmp_path) as node:
         async with sipp.calling(tmp_path / "callers", (gateway.sip_host, gateway.sip_port), calls):
             records = await said(kafka_settings, wrong, has("caller-left"), timeout=40)
             assert types(records) == ["caller-parked", "caller-left"]
@@ -273,3 +275,5 @@ async def test_star_leads_back_to_the_question_and_the_agent_says_that_it_is_the
         present = re.search(r"CALLYARD_AGENT=([0-9]+)", await gateway.cli("dialplan show globals"))
         assert present is not None
         assert abs(int(present[1]) - time.time()) < 30
+        asked = [line for child in agents for line in logged(child, "asking for another number")]
+        assert len(asked) == 1

@@ -164,6 +164,18 @@ async def test_star_of_who_waits_is_told_and_no_other_key_is(tmp_path: Path) -> 
             assert again.variables["CALLYARD_STAY"] == "2"
 
 
+async def test_the_trunk_chooses_the_language_where_the_number_dialled_does_not(tmp_path: Path) -> None:
+    async with gateway_with(
+        tmp_path, language_trunks="callyard-trunk=de", language_numbers="55=en", direct_prefixes="55,66"
+    ) as (gateway, client):
+        for prefix, language in (("55", "en"), ("66", "de")):
+            number = conference_number()
+            async with calling(gateway, tmp_path / prefix, sipp.Call("4930123", "", dials=f"{prefix}{number}")):
+                waits = await client.event("ParkedCall", CALLYARD_CONFERENCE=number, timeout=30)
+                shown = await gateway.cli(f"core show channel {waits.channel}")
+                assert re.search(rf"(?m)^\s*Language: {language}$", shown), shown
+
+
 async def test_limits_by_caller_and_by_trunk(tmp_path: Path) -> None:
     def direct(caller: str, number: str) -> sipp.Call:
         return sipp.Call(caller, "", dials=f"55{number}")

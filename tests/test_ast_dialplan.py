@@ -97,6 +97,7 @@ async def test_nodes_are_called_by_the_transport_of_the_uri(
         ("486 Busy Here", "1x1/BUSY/17/486"),
         ("503 Service Unavailable", "1x1/CONGESTION/34/503"),
         ("403 Forbidden", "1x1/CHANUNAVAIL/21/403"),
+        ("603 Decline", "1x1/CHANUNAVAIL/21/603"),
     ],
 )
 async def test_refused_dial_parks_again_in_the_same_stay(

@@ -20,7 +20,7 @@ from callyard.parts.prepare import INSTANCE, found
 from callyard.processes import free_port
 from callyard.settings import AmiSettings, SipSettings
 from tests.support.asterisk import conference_number, connected
-from tests.support.sip import SDP_PLAIN, SDP_SRTP, agent, registrar, sdp
+from tests.support.sip import SDP_PLAIN, SDP_SRTP, agent, registrar, sdp, tls_node
 from tests.support.wait import until
 
 pytestmark = pytest.mark.asterisk
@@ -126,6 +126,43 @@ async def test_tls_with_srtp_and_nothing_less_where_it_is_required(tmp_path: Pat
         with pytest.raises(ssl.SSLError):
             async with agent(port, tls=_old(), name="gateway.test"):
                 pass
+
+
+def _serving(directory: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(directory / "cert.pem", directory / "key.pem")
+    return context
+
+
+async def test_a_node_is_called_over_tls_and_speaks_srtp(tmp_path: Path) -> None:
+    certificate(tmp_path / "tls")
+    certificate(tmp_path / "stranger")
+    sip = SipSettings(
+        transports="udp,tcp,tls", tls_port=free_port(LOOPBACK), node_srtp="required",
+        tls_certfile=inside(tmp_path, "tls/cert.pem"), tls_keyfile=inside(tmp_path, "tls/key.pem"),
+        tls_cafile=inside(tmp_path, "tls/cert.pem"),
+    )  # fmt: skip
+    number = conference_number()
+    async with (
+        asterisk.running(tmp_path, sip=sip, dial_seconds=3) as gateway,
+        connected(gateway.ami) as client,
+        tls_node(_serving(tmp_path / "stranger")) as impostor,
+        tls_node(_serving(tmp_path / "tls")) as node,
+        sipp.calling(tmp_path / "sipp", (LOOPBACK, gateway.sip_port), [sipp.Call("4930123", f"{number}#")]) as callers,
+    ):
+        parked = await client.event("ParkedCall", CALLYARD_CONFERENCE=number)
+        await client.redirect(parked.channel, "1x1", impostor.uri(number))
+        failed = await client.event("ParkedCall", CALLYARD_MARK="1x1", timeout=15)
+        assert failed.variables["CALLYARD_FAILED"].startswith("1x1/")
+        assert impostor.requests == [], "a certificate that no CA of ours made: the node is told nothing"
+        await client.redirect(parked.channel, "1x2", node.uri(number))
+        await client.event("DialEnd", CALLYARD_MARK="1x2", CALLYARD_STATE="connected", timeout=15)
+        invite = node.requests[0]
+        assert invite.first == f"INVITE {node.uri(number)} SIP/2.0"
+        assert re.search(r"m=audio \d+ RTP/SAVP ", invite.body)
+        assert "a=crypto:" in invite.body
+        await callers.hang_up()
+        await until(lambda: any(request.first.startswith("BYE ") for request in node.requests))
 
 
 def _old() -> ssl.SSLContext:

@@ -130,6 +130,16 @@ def test_the_committed_reference_is_what_the_command_prints(
     assert out == (DOCS / name).read_text(encoding="utf-8"), f"docs/{name} is old: make docs"
 
 
+def test_the_gateways_settings_stand_in_its_guide(capfd: pytest.CaptureFixture[str]) -> None:
+    tables = ["gateway", "ami", "sip", "asterisk"]
+    status, out, _ = run(capfd, "schema", "--settings", *(word for name in tables for word in ("--table", name)))
+    assert status == 0
+    assert [line.strip("# []") for line in out.splitlines() if line.startswith("### ")] == tables
+    guide = (DOCS / "gateway.md").read_text(encoding="utf-8")
+    assert guide.partition("<!-- made by make docs -->\n")[2] == out, "docs/gateway.md is old: make docs"
+    assert run(capfd, "schema", "--settings", "--table", "gatway")[0] == 1
+
+
 def test_the_schema_describes_what_is_written() -> None:
     schema = schema_command.schema()
     parked = CallerParked(sender="agent:g", conference="49123", gateway_id="g", call_id="g/1.1", stay=1)

@@ -192,3 +192,58 @@ async def registrar(user: str, password: str) -> AsyncIterator[Registrar]:
         yield protocol
     finally:
         transport.close()
+
+
+class TlsNode:
+    """A node's SIP side over TLS: takes each call, by SRTP with SDES alone, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.requests: list[Answer] = []
+        self.port = 0
+
+    def uri(self, number: str) -> str:
+        return f"sip:{number}@127.0.0.1:{self.port};transport=tls"
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer what one connection asks until it ends."""
+        connection = UserAgent(reader, writer, "TLS")
+        try:
+            while True:
+                request = await connection.receive(60)
+                self.requests.append(request)
+                if (method := request.first.split(" ")[0]) != "ACK":
+                    writer.write(self._answer(request, method).encode())
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the gateway closed it
+        finally:
+            writer.close()
+
+    def _answer(self, request: Answer, method: str) -> str:
+        kept = "".join(
+            f"{name}: {value}\r\n" for name in ("Via", "From", "Call-ID", "CSeq") for value in request.all(name)
+        )
+        to, body = request["To"], ""
+        if ";tag=" not in to:
+            to += ";tag=node"
+        status = "200 OK"
+        if method == "INVITE":
+            body = sdp(SDP_SRTP)
+            if "RTP/SAVP" not in request.body:
+                status, body = "488 Not Acceptable Here", ""
+        content = "Content-Type: application/sdp\r\n" if body else ""
+        return (
+            f"SIP/2.0 {status}\r\n{kept}To: {to}\r\nContact: <{self.uri('node')}>\r\n"
+            f"{content}Content-Length: {len(body)}\r\n\r\n{body}"
+        )
+
+
+@asynccontextmanager
+async def tls_node(tls: ssl.SSLContext) -> AsyncIterator[TlsNode]:
+    """A node that is called over TLS, on a free port of loopback."""
+    node = TlsNode()
+    server = await asyncio.start_server(node.serve, "127.0.0.1", 0, ssl=tls)
+    node.port = server.sockets[0].getsockname()[1]
+    try:
+        yield node
+    finally:
+        server.close()
