@@ -67,7 +67,7 @@ class Api:
 
     def _strepoch(self, arguments: str) -> str:
         if arguments:
-            raise NotImplementedError("strepoch of a date")
+            raise ValueError(f"this double answers strepoch of now only, not of {arguments!r}")
         return str(int(self.clock()))
 
     def _conference(self, arguments: str) -> str:
@@ -77,7 +77,7 @@ class Api:
             if words[0] in counts:
                 return str(counts[words[0]])
             return f"-ERR Conference {words[0]} not found\n"
-        raise NotImplementedError(f"conference {arguments}")
+        raise ValueError(f"this double answers 'conference NAME list count' only, not {arguments!r}")
 
     def _xml_locate(self, arguments: str) -> str:
         words = arguments.split()
