@@ -1,7 +1,6 @@
 """Who may do what on the bus: the real broker with its authorizer on, TLS, SCRAM and mutual TLS.
 
-All of it is in one file, so that one broker, and one run of the commands that grant rights, serve it: that is half of its
-time.
+All of it is in one file, so that one broker, and one run of the commands that grant rights, serve it: half of its time.
 """
 
 from __future__ import annotations
