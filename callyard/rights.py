@@ -101,26 +101,23 @@ def commands(settings: KafkaSettings, role: str, principal: str, gateway: str | 
 
 def strimzi(name: str, cluster: str, granted: Sequence[Right], authentication: str) -> str:
     """A ``KafkaUser`` (YAML) with these rights, for Strimzi's user operator."""
-    lines = [
-        "apiVersion: kafka.strimzi.io/v1",
-        "kind: KafkaUser",
-        "metadata:",
-        f"  name: {name}",
-        "  labels:",
-        f"    strimzi.io/cluster: {cluster}",
-        "spec:",
-        "  authentication:",
-        f"    type: {authentication}",
-        "  authorization:",
-        "    type: simple",
-        "    acls:",
-    ]
-    for right in granted:
-        lines += [
-            "      - resource:",
-            f"          type: {right.resource}",
-            f"          name: {right.name}",
-            f"          patternType: {right.pattern}",
-            f"        operations: [{', '.join(right.operations)}]",
-        ]
-    return "\n".join(lines)
+    acls = "\n".join(
+        f"    - resource: {{type: {right.resource}, name: {right.name}, patternType: {right.pattern}}}\n"
+        f"      operations: [{', '.join(right.operations)}]"
+        for right in granted
+    )
+    return f"""\
+apiVersion: kafka.strimzi.io/v1
+kind: KafkaUser
+metadata:
+  name: {name}
+  labels:
+    strimzi.io/cluster: {cluster}
+spec:
+  authentication:
+    type: {authentication}
+  authorization:
+    type: simple
+    acls:
+{acls}
+"""

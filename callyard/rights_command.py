@@ -69,7 +69,7 @@ def command(
             raise UsageError(f"{name!r} and {cluster!r} must be names of Kubernetes: small letters, digits, - and .")
         if authentication not in _AUTHENTICATION:
             raise UsageError(f"--authentication is {' or '.join(_AUTHENTICATION)}")
-        typer.echo(strimzi(name, cluster, granted, authentication))
+        typer.echo(strimzi(name, cluster, granted, authentication), nl=False)
     else:
         typer.echo("\n".join(commands(settings, role, principal, only)))
 

@@ -466,7 +466,7 @@ def test_callyard_rights_prints_what_the_tests_above_have_run(capsys: pytest.Cap
     assert main(["rights", "node", "--strimzi", "--cluster", "bus", "--authentication", "tls"]) == 0
     out = capsys.readouterr().out
     assert "  name: callyard-node\n  labels:\n    strimzi.io/cluster: bus\n" in out
-    assert out.count("        operations: [Write]") == 2
+    assert out.count("      operations: [Write]") == 2
 
 
 @pytest.mark.parametrize(
