@@ -31,6 +31,8 @@ REFUSED = Counter(
     "callyard_refused", "Times that Kafka refused something because this worker has no right to it.", ["resource"]
 )
 
+GROUP_SECONDS = 5.0
+"""How long a group's coordinator is waited for."""
 _VERBS = {"Read": "read", "Write": "write", "Describe": "look at", "DescribeConfigs": "read the settings of"}
 _OF = {
     "node": "a node",
@@ -136,7 +138,7 @@ async def compare(settings: KafkaSettings, role: str, gateway: str | None = None
             found = [Access(name, _needed(wanted, name), on_topics[name]) for name in names if name in on_topics]
             for right in wanted:
                 if right.resource == "group" and right.pattern == "literal":
-                    allowed = await granted.on_group(client, right.name, settings.request_timeout_ms / 1000)
+                    allowed = await granted.on_group(client, right.name, GROUP_SECONDS)
                     if allowed is not None:
                         found.append(Access(right.name, frozenset(right.operations), allowed))
         except KafkaError as error:

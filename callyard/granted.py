@@ -120,7 +120,10 @@ async def on_topics(client: AIOKafkaClient, names: Iterable[str]) -> dict[str, f
 
 
 async def on_group(client: AIOKafkaClient, group: str, timeout: float) -> frozenset[str] | None:
-    """The operations that are allowed on a group; None where the brokers don't tell. Raises aiokafka's `KafkaError`."""
+    """The operations that are allowed on a group; None where the brokers don't tell, or not within ``timeout`` seconds.
+
+    Raises aiokafka's `KafkaError` for what no waiting mends.
+    """
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -134,9 +137,11 @@ async def on_group(client: AIOKafkaClient, group: str, timeout: float) -> frozen
         except GroupAuthorizationFailedError:
             return frozenset()
         except KafkaError as error:
-            # The first group of a cluster has no coordinator until the brokers have made the topic of all groups.
-            if not error.retriable or time.monotonic() > deadline:
+            # A cluster that has just begun has no coordinators for a while: no reason to refuse to start.
+            if not error.retriable:
                 raise
+            if time.monotonic() > deadline:
+                return None
             await asyncio.sleep(_PAUSE_SECONDS)
         else:
             return None if bits == _NOT_TOLD else _operations(bits)
