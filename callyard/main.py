@@ -37,6 +37,7 @@ COMMANDS: dict[str, Command] = {
     "stream": Command("streams.command", "stream", "Run a stream worker: keeps the table and decides."),
     "agent": Command("agents.command", "gateway", "Run this gateway's agent."),
     "hook": Command("fs_hooks.command", "node", "Run this node's hook."),
+    "health": Command("callyard.health_command", None, "Ask a worker of this machine whether it is ready."),
     "doctor": Command("callyard.doctor_command", None, "Look at what is installed, and say what to do."),
     "render": Command("callyard.render_command", "gateway", "Write the configuration of Asterisk or FreeSWITCH."),
     "audit": Command("streams.audit.command", "audit", "Tell what happened to a call; verify and seal the journal."),
