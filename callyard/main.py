@@ -41,6 +41,7 @@ COMMANDS: dict[str, Command] = {
     "doctor": Command("callyard.doctor_command", None, "Look at what is installed, and say what to do."),
     "render": Command("callyard.render_command", "gateway", "Write the configuration of Asterisk or FreeSWITCH."),
     "audit": Command("streams.audit.command", "audit", "Tell what happened to a call; verify and seal the journal."),
+    "status": Command("streams.audit.status_command", "audit", "Say whether all of it works, and what to do if not."),
     "table": Command("streams.audit.table_command", "audit", "Show what runs where and who waits, now or then."),
     "export": Command("streams.audit.export_command", "audit", "Export calls, registrations or the journal."),
     "replay": Command("streams.audit.replay_command", "stream,audit", "Decide recorded inputs again, and compare."),

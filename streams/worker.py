@@ -80,6 +80,7 @@ def make_app(settings: Loaded, fence: Fence) -> GuardedApp:
         fence=fence,
         broker=servers,
         broker_credentials=_credentials(kafka),
+        broker_client_id=_name(),  # what 'callyard status' shows
         datadir=tempfile.gettempdir(),  # the memory store writes nothing
         store="memory://",
         processing_guarantee="at_least_once",  # exactly_once bypasses outputs and crashes a second worker
@@ -99,6 +100,10 @@ def make_app(settings: Loaded, fence: Fence) -> GuardedApp:
         autodiscover=False,
         origin="streams",
     )
+
+
+def _name() -> str:
+    return f"stream:{socket.gethostname()}:{os.getpid()}"
 
 
 def _credentials(kafka: KafkaSettings) -> Any:
@@ -123,7 +128,7 @@ class Worker:
         self.topics: Topics = topics.topics(self.kafka)
         self.fence = Fence(settings[StreamSettings].session_seconds)
         self.app = make_app(settings, self.fence)
-        self.name = f"stream:{socket.gethostname()}:{os.getpid()}"
+        self.name = _name()
         self._settings = settings
         self._resources = contextlib.AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
