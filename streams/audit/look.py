@@ -108,7 +108,8 @@ def _order(member: Member) -> tuple[tuple[int, ...], str, str]:
 async def _counts(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, int]:
     """How many partitions there are, which may not be as many as are set."""
     described = await admin.describe_topics(names) if names else []
-    return {topic["topic"]: len(topic["partitions"]) for topic in described}
+    found = {topic["topic"]: len(topic["partitions"]) for topic in described}
+    return {name: found[name] for name in names}
 
 
 async def _look_inside(
