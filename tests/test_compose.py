@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from ruamel.yaml import YAML
 
 from agents import worker as agent_worker
 from ast_config import command as ast_command
+from callyard import clients
+from callyard.kafka import embedded
+from callyard.processes import free_port
 from callyard.settings import (
     EslSettings,
     HealthSettings,
@@ -24,6 +28,7 @@ from callyard.settings import (
     load,
     variables,
 )
+from callyard.topics_command import ensure
 from tests.support.units import environment_file
 
 FOLDER = Path(__file__).parent.parent / "deploy" / "compose"
@@ -102,6 +107,31 @@ def test_workers_of_the_hosts_network_have_ports_of_their_own_and_reach_kafka_wh
     assert [environment["CALLYARD_KAFKA_BOOTSTRAP_SERVERS"] for environment in on_host] == [advertised["OUTSIDE"]] * 2
     assert SERVICES["stream-1"]["environment"]["CALLYARD_KAFKA_BOOTSTRAP_SERVERS"] == advertised["INSIDE"]
     assert SERVICES["stream-1"] == SERVICES["stream-2"]
+
+
+@pytest.mark.kafka
+async def test_kafka_takes_what_its_environment_says(tmp_path: Path) -> None:
+    environment = SERVICES["kafka"]["environment"]
+    ports = {str(number): str(free_port()) for number in (9092, 9093, 9094)}
+    properties = {}
+    for name, value in environment.items():
+        if name.startswith("KAFKA_") and name not in {"KAFKA_HEAP_OPTS", "KAFKA_LOG_DIRS"}:
+            # As the image's own entrypoint has it; and everything on loopback, on ports of this test's own.
+            text = re.sub(r"\$\{SITE_ADDRESS:-([^}]*)\}", r"\1", value).replace("kafka:", "127.0.0.1:")
+            text = re.sub(r"(?<=://):", "127.0.0.1:", text)
+            properties[name.removeprefix("KAFKA_").lower().replace("_", ".")] = re.sub(
+                r"(?<=:)90\d\d", lambda port: ports[port[0]], text
+            )
+    async with embedded.running(tmp_path / "kafka", int(ports["9092"]), properties=properties):
+        for port in (ports["9092"], ports["9094"]):
+            settings = KafkaSettings(bootstrap_servers=f"127.0.0.1:{port}", topic_prefix="compose", partitions=1)
+            assert len(await ensure(settings)) == (7 if port == ports["9092"] else 0)
+        async with clients.admin(settings) as admin:
+            [answer] = await admin.describe_configs([ConfigResource(ConfigResourceType.BROKER, str(embedded.NODE_ID))])
+        [(code, _, _, _, entries)] = answer.resources
+        assert code == 0
+        known = {entry[0]: entry[1] for entry in entries}
+        assert {name: known.get(name) for name in properties} == properties
 
 
 def test_only_one_waits_for_the_profile_of_a_node() -> None:

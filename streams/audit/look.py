@@ -121,7 +121,8 @@ async def _look_inside(
         consumer.assign(every)
         begins = await consumer.beginning_offsets(every)
         ends = await consumer.end_offsets(every)
-        found.newest_ms = await _newest(consumer, begins, ends)
+        newest = await _newest(consumer, begins, ends)
+        found.newest_ms = {name: newest.get(name) for name in counts}
         deadline = time.monotonic() + found.patience_seconds
         while True:
             table = await read_present(kafka)
@@ -131,7 +132,7 @@ async def _look_inside(
                 for number in range(counts[topic.name])
             }
             callers = Counter(stay.gateway_id for desk in table.desks.values() for stay in desk.active())
-            dials = await _dials(kafka, own, found.blind)
+            dials = await _dials(kafka, own)
             now = await consumer.end_offsets(every)
             found.inputs = {
                 topic.name: _sum(
@@ -176,25 +177,24 @@ def _id(kafka: KafkaSettings, group: Group) -> str:
     return group.name.removeprefix(AGENTS.format(kafka.topic_prefix))
 
 
-async def _dials(kafka: KafkaSettings, own: Mapping[str, TopicPartition], blind: list[str]) -> dict[str, int]:
-    """How far each gateway's agents say that they have read their partition; 0 where they said nothing yet."""
+async def _dials(kafka: KafkaSettings, own: Mapping[str, TopicPartition]) -> dict[str, int]:
+    """How far each gateway's agents say that they have read their partition; 0 where they said nothing yet.
+
+    Who may look at a group may look at its offsets.
+    """
     found = dict.fromkeys(own, 0)
     async with clients.admin(kafka) as admin:
         for name, tp in own.items():
-            try:
-                committed = await admin.list_consumer_group_offsets(name, partitions=[tp])
-            except GroupAuthorizationFailedError:
-                blind.append(f"this user may not look at the offsets of the consumer group {name} (Describe)")
-                continue
+            committed = await admin.list_consumer_group_offsets(name, partitions=[tp])
             found[name] = committed[tp].offset if tp in committed else 0
     return found
 
 
 async def _newest(
     consumer: AIOKafkaConsumer, begins: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]
-) -> dict[str, int | None]:
+) -> dict[str, int]:
     """When each topic's newest record was stamped, by the last record of each of its partitions."""
-    newest: dict[str, int | None] = {tp.topic: None for tp in ends}
+    newest: dict[str, int] = {}
     waits = {tp for tp, end in ends.items() if end > begins[tp]}
     for tp in ends:
         consumer.seek(tp, max(begins[tp], ends[tp] - 1))
@@ -202,7 +202,7 @@ async def _newest(
     # An end without a record (a transaction's marker) is waited for in vain.
     while waits and time.monotonic() < deadline:
         for tp, records in (await consumer.getmany(*waits, timeout_ms=200)).items():
-            newest[tp.topic] = max(newest[tp.topic] or 0, *(record.timestamp for record in records))
+            newest[tp.topic] = max(newest.get(tp.topic, 0), *(record.timestamp for record in records))
             waits.discard(tp)
     return newest
 
