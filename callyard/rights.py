@@ -68,7 +68,12 @@ def rights(settings: KafkaSettings, gateway: str | None = None) -> Mapping[str, 
             *_may([names.timers, names.changelog], "Read", "Write"),
             *_may([names.dials, names.journal, names.rejected], "Write"),
         ),
-        "auditor": _may(names.all, "Read", "Describe", "DescribeConfigs"),
+        "auditor": (
+            *_may(names.all, "Read", "Describe", "DescribeConfigs"),
+            # Who decides and who speaks, and how far they are ('callyard status').
+            Right("group", stream_id(settings), "literal", ("Describe",)),
+            Right("group", agent_group(settings, ""), "prefix", ("Describe",)),
+        ),
         "scaler": (*_may(names.inputs, "Describe"), Right("group", stream_id(settings), "literal", ("Describe",))),
     }
 

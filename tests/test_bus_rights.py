@@ -63,7 +63,7 @@ SEES["scaler"] = {"registrations", "calls", "timers"}
 READS_SETTINGS = {**SEES, "scaler": set()}
 JOINS = {"node": set(), "gateway": {"callyard-agent-gw-1"}, "stream": {"callyard-stream"}, "auditor": set(),
          "scaler": set()}  # fmt: skip
-SEES_GROUPS = {**JOINS, "scaler": {"callyard-stream"}}
+SEES_GROUPS = {**JOINS, "auditor": set(GROUPS) - {"other"}, "scaler": {"callyard-stream"}}
 
 
 def user(role: str) -> str:
