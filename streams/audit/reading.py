@@ -31,7 +31,7 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from pydantic import TypeAdapter
 from rich.console import Console
 
-from callyard import clients
+from callyard import access, clients
 from callyard.errors import CommandError
 from callyard.records import NewerSchemaError, RecordError, parse
 from callyard.settings import KafkaSettings
@@ -298,6 +298,7 @@ async def reading(
 async def _partitions(
     settings: KafkaSettings, names: Sequence[str], only: Collection[int] | None, keys: Collection[bytes] | None
 ) -> list[TopicPartition]:
+    await access.check_reading(settings, names)
     async with clients.admin(settings) as admin:
         existing = set(await admin.list_topics())
         if missing := sorted(set(names) - existing):
