@@ -22,6 +22,7 @@ from callyard.errors import CommandError
 from callyard.settings import KafkaSettings
 from callyard.topics import Topics, topics
 from streams.audit import progress
+from streams.audit.lines import plain
 from streams.audit.options import errors
 from streams.audit.reading import StoredRecord, reading
 from streams.rows import ACTIVE, StayRow, decode, split_key
@@ -149,7 +150,7 @@ async def erase(kafka: KafkaSettings, findings: Findings) -> dict[str, dict[int,
     names = topics(kafka)
     living = [row.call_id for row in findings.rows if row.state in ACTIVE]
     if living:
-        raise CommandError(f"nothing was erased: {', '.join(living)} lives, ask again once it is over")
+        raise CommandError(f"nothing was erased: {', '.join(map(plain, living))} lives, ask again once it is over")
     wanted: dict[str, dict[int, int]] = {}
     for held in findings.topics:
         if held.topic == names.changelog.name or not held.newest:

@@ -80,4 +80,5 @@ def command(
         by = found.forgotten_by_ms
         until = "once its call is over and forgotten" if by is None else f"until {shown(by, at)}"
         console.print(f"The table has {len(found.rows)} rows with it; the stream itself forgets them {until}")
-    console.print(CANNOT)
+    for line in CANNOT.splitlines():
+        console.print(line)

@@ -16,6 +16,7 @@ from callyard.settings import KafkaSettings, Loaded, PolicySettings
 from callyard.topics import topics
 from streams.audit import progress
 from streams.audit.entries import Entries, Told
+from streams.audit.lines import Lines
 from streams.audit.reading import EmptyRangeError, Parser, Reading, Span, Unreadable, reading, warner
 from streams.audit.times import MOMENT_HELP
 
@@ -29,7 +30,7 @@ SLACK_MS = 10_000
 
 def errors() -> Console:
     """Where warnings and progress go: standard error."""
-    return Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    return Lines(stderr=True)
 
 
 @dataclass
@@ -109,4 +110,4 @@ async def journal(
 
 def out() -> Console:
     """Standard output for people's lines; as wide as they are."""
-    return Console(soft_wrap=True, markup=False, highlight=False)
+    return Lines()

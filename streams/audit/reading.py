@@ -33,9 +33,10 @@ from rich.console import Console
 
 from callyard import clients
 from callyard.errors import CommandError
-from callyard.records import NewerSchemaError, RecordError, parse
+from callyard.records import DeskSnapshot, JournalEntry, NewerSchemaError, RecordError, parse
 from callyard.settings import KafkaSettings
 from callyard.topics import partition_of
+from streams.audit.shapes import require_free
 from streams.audit.times import moment, shown
 
 StoredRecord: TypeAlias = ConsumerRecord[Any, Any]
@@ -333,7 +334,7 @@ class Parser:
     def read(self, record: StoredRecord) -> Any | None:
         """The record, or None where it is unreadable. Raises `UnreadableError` and `NewerVersionError`."""
         try:
-            return parse(self._adapters[record.topic], record.value)
+            return _parsed(self._adapters[record.topic], record)
         except NewerSchemaError as error:
             raise NewerVersionError(f"{place(record)}: {error}") from None
         except RecordError as error:
@@ -342,6 +343,15 @@ class Parser:
             self.skipped += 1
             self._say(f"{place(record)} is unreadable and skipped: {error}")
             return None
+
+
+def _parsed(adapter: TypeAdapter[Any], record: StoredRecord) -> Any:
+    found = parse(adapter, record.value)
+    if isinstance(found, JournalEntry):
+        require_free(found.changes, found.said)
+    elif isinstance(found, DeskSnapshot):
+        require_free(found.rows)
+    return found
 
 
 def place(record: StoredRecord) -> str:

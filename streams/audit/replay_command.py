@@ -15,6 +15,7 @@ from rich.console import Console
 from callyard.options import ConfigOption, JsonOption
 from callyard.settings import KafkaSettings, Loaded, PolicySettings, StreamSettings, load
 from streams.audit.into import Pace, Written, require_other, write
+from streams.audit.lines import Lines
 from streams.audit.progress import bar
 from streams.audit.proof_commands import FromOption, ToOption, UnreadableOption, quiet
 from streams.audit.reading import Span, Unreadable, span
@@ -81,7 +82,7 @@ def command(
     if json:
         typer.echo(orjson.dumps(found.as_dict()).decode())
     else:
-        _show(Console(soft_wrap=True, markup=False, highlight=False), found)
+        _show(Lines(), found)
     if found.result.differing:
         raise typer.Exit(1)
     if found.result.left_out or not found.result.compared:
@@ -122,7 +123,8 @@ def _show(console: Console, found: Replayed) -> None:
     result = found.result
     for one in result.differences:
         console.print(f"{one.where}, conference {one.conference}, version {one.version}, {one.event_type}:")
-        console.print(f"  recorded  {one.recorded}\n  replayed  {one.replayed}")
+        console.print(f"  recorded  {one.recorded}")
+        console.print(f"  replayed  {one.replayed}")
         for detail in one.details:
             console.print(f"    {detail}")
     if result.differing > len(result.differences):

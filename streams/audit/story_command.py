@@ -63,7 +63,8 @@ def call(
     if len(found.stories) > most and not full:
         for story in found.stories:
             console.print(render.summary(story, found.until_ms, at))
-        console.print(f"\n{len(found.stories)} calls; 'callyard audit call CALL_ID' tells one in full, --full all")
+        console.print("")
+        console.print(f"{len(found.stories)} calls; 'callyard audit call CALL_ID' tells one in full, --full all")
     else:
         for story in found.stories:
             for line in render.whole(story, found.until_ms, at, everything=full):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import tzinfo
 from typing import Annotated
 
@@ -15,6 +15,7 @@ from callyard.options import ConfigOption, JsonOption
 from callyard.settings import KafkaSettings, Loaded, PolicySettings, load
 from callyard.topics import topics
 from streams.audit.fold import DeskState, Fold
+from streams.audit.lines import plain
 from streams.audit.options import UnreadableOption, ZoneOption, errors, journal, lookback_ms, out
 from streams.audit.reading import Span, Unreadable, reading
 from streams.audit.table import CallerLine, Difference, RegistrationLine, Table, differences, table_of
@@ -114,12 +115,14 @@ def _show(table: Table, when_ms: int, zone: tzinfo, *, json: bool) -> None:
     console = out()
     console.print(f"As of {shown(when_ms, zone)}: {len(table.registrations)} registrations, {_states(table.callers)}")
     if table.registrations:
-        console.print(_grid(("conference", "node", "since", "SIP URI"),
-                            ((r.conference, r.node_id, shown(r.since_ms, zone), r.sip_uri)
-                             for r in table.registrations)))  # fmt: skip
+        names: tuple[str, ...] = ("conference", "node", "since", "SIP URI")
+        for line in _grid(names, ((r.conference, r.node_id, shown(r.since_ms, zone), r.sip_uri)
+                                  for r in table.registrations)):  # fmt: skip
+            console.print(line)
     if table.callers:
-        console.print(_grid(("conference", "call", "caller", "state", "for", "attempts", "node"),
-                            (_caller(c, when_ms) for c in table.callers)))  # fmt: skip
+        names = ("conference", "call", "caller", "state", "for", "attempts", "node")
+        for line in _grid(names, (_caller(c, when_ms) for c in table.callers)):
+            console.print(line)
 
 
 def _caller(c: CallerLine, when_ms: int) -> tuple[str, ...]:
@@ -134,12 +137,12 @@ def _states(callers: Iterable[CallerLine]) -> str:
     return ", ".join(f"{count} callers {state}" for state, count in sorted(counts.items())) or "no callers"
 
 
-def _grid(names: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+def _grid(names: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
     """Columns as wide as what is in them; a terminal may break the lines, a file doesn't."""
-    lines = [names, *rows]
+    lines = [names, *(tuple(map(plain, row)) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
     cells = ([f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)] for line in lines)
-    return "\n".join("  " + "  ".join(line).rstrip() for line in cells)
+    return ("  " + "  ".join(line).rstrip() for line in cells)
 
 
 def _show_differences(found: list[Difference], one: int, two: int, zone: tzinfo, *, json: bool) -> None:
