@@ -50,6 +50,19 @@ def require_policy(content: Mapping[str, Any]) -> None:
     _require(content, _POLICY, "policy-declared")
 
 
+def require_row(kind: str, content: Any) -> None:
+    """Raise `RecordError` where a value of the changelog, as JSON, is no row of this kind (``d``, ``r``, ``s``)."""
+    _require(content, next(fields for what, fields in _ROWS.items() if what[0] == kind), "row")
+
+
+def require_applied(content: Any) -> None:
+    """Raise `RecordError` where a value of the changelog, as JSON, doesn't tell a partition's position."""
+    _require(content, _APPLIED, "position")
+    for topic, offset in content["applied"].items():
+        if type(offset) is not int:
+            raise RecordError(f"position.applied.{topic:.60}: {offset!r:.60} is no offset")
+
+
 def require_free(changes: Any, said: Any = None) -> None:
     """Raise `RecordError` where changes (or a snapshot's rows) aren't rows, or what was said can't have been."""
     if said is not None:
@@ -120,6 +133,7 @@ _DECISION = (
     *_CHAINED, *_fields(str, "event_type", "outcome", "why", "policy_digest"), *_fields(int, "broker_ms", "now_ms"),
     *_fields(dict, "position"), *_fields(list, "changes"), *_fields(list, "instructions", optional=True),
 )  # fmt: skip
+_APPLIED = _fields(dict, "applied")
 _EPOCH = _fields(int, "epoch")
 _POLICY = (*_fields(str, "digest"), *_fields(dict, "policy"))
 _SNAPSHOT = (*_CHAINED, *_fields(list, "rows"))

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterable, Iterator
 from datetime import tzinfo
+from functools import partial
 from typing import Annotated
 
 import orjson
@@ -14,13 +15,13 @@ import typer
 from callyard.options import ConfigOption, JsonOption
 from callyard.settings import KafkaSettings, Loaded, PolicySettings, load
 from callyard.topics import topics
+from streams.audit import changelog
 from streams.audit.fold import DeskState, Fold
 from streams.audit.lines import plain
 from streams.audit.options import UnreadableOption, ZoneOption, errors, journal, lookback_ms, out
-from streams.audit.reading import Span, Unreadable, reading
+from streams.audit.reading import Parser, Span, Unreadable, reading, warner
 from streams.audit.table import CallerLine, Difference, RegistrationLine, Table, differences, table_of
 from streams.audit.times import MOMENT_HELP, lasted, moment, shown, zone_of
-from streams.rows import decode, split_key
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -60,31 +61,32 @@ def command(
         when = moment(as_of, now)
         _show(asyncio.run(past(settings, when, conference, whole=whole, unreadable=unreadable)), when, at, json=json)
         return
-    _show(asyncio.run(present(settings[KafkaSettings], conference)), now, at, json=json)
+    _show(asyncio.run(present(settings[KafkaSettings], conference, unreadable)), now, at, json=json)
 
 
-async def present(kafka: KafkaSettings, conference: str | None = None) -> Table:
-    """The table as the stream's changelog has it now."""
+async def present(
+    kafka: KafkaSettings, conference: str | None = None, unreadable: Unreadable = Unreadable.SKIP
+) -> Table:  # fmt: skip
+    """The table as the stream's changelog has it now. Raises `UnreadableError` where that is to be fatal."""
     desks: dict[str, DeskState] = {}
+    parser = Parser({}, unreadable, warner(errors()))
     async with reading(kafka, [topics(kafka).changelog.name]) as found:
         async for batch in found.batches():
             for record in batch:
-                if record.key is not None:
-                    _take_row(desks, record.key, record.value)
+                kept = parser.judged(record, partial(changelog.read, record))
+                if kept is not None and kept.kind != changelog.POSITION:
+                    _take_row(desks, kept)
     return table_of(desks.values(), conference)
 
 
-def _take_row(desks: dict[str, DeskState], key: bytes, value: bytes | None) -> None:
-    partition, conference, kind, rest = split_key(key)
-    if kind == "@":
-        return
-    desk = desks.setdefault(conference, DeskState(conference, partition))
-    if value is not None:
-        desk.take(decode(kind, value))
-    elif kind == "r":
-        desk.registrations.pop(rest, None)
-    elif kind == "s":
-        desk.stays.pop(rest, None)
+def _take_row(desks: dict[str, DeskState], kept: changelog.Kept) -> None:
+    desk = desks.setdefault(kept.conference, DeskState(kept.conference, kept.partition))
+    if kept.row is not None:
+        desk.take(kept.row)
+    elif kept.kind == "r":
+        desk.registrations.pop(kept.rest, None)
+    elif kept.kind == "s":
+        desk.stays.pop(kept.rest, None)
 
 
 async def past(
