@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from callyard.records import EpochBegan, JournalEntry, PolicyDeclared, digest
+from streams.audit.findings import KEPT
 from streams.audit.reading import Parser, StoredRecord, place
 
 REMEMBERED = 10_000
@@ -40,7 +41,9 @@ class Entries:
         self.policies: dict[str, dict[str, Any]] = {}
         """The policies that were declared, by digest."""
         self.missing: list[str] = []
-        """Where a desk's versions have a gap, for people."""
+        """Where a desk's versions have a gap, for people: the first `KEPT`."""
+        self.gaps = 0
+        """How many there are."""
         self._parser = parser
         self._say = say
         self._seen: dict[int, OrderedDict[bytes, None]] = {}
@@ -83,10 +86,12 @@ class Entries:
         desk = (told.partition, entry.conference)
         before = self._versions.get(desk, entry.version - 1)
         if entry.version != before + 1:
-            self.missing.append(
-                f"conference {entry.conference}: {where} is decision {entry.version}, the one before it {before}:"
-                " what was decided between them is missing"
-            )
+            self.gaps += 1
+            if self.gaps <= KEPT:
+                self.missing.append(
+                    f"conference {entry.conference}: {where} is decision {entry.version}, the one before it {before}:"
+                    " what was decided between them is missing"
+                )
         if any(change.get("forgotten") == "desk" for change in entry.changes):
             self._versions.pop(desk, None)
         else:

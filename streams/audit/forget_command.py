@@ -53,7 +53,9 @@ def command(
     if erase:
         if not yes:
             typer.confirm(
-                "Records of other calls, up to the newest with this number, are removed too. Go on?", abort=True
+                "Records of other calls, up to the newest with this number, are removed too. Go on?",
+                abort=True,
+                err=True,
             )
         erased = asyncio.run(forget.erase(kafka, found))
     if json:

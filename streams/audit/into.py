@@ -222,6 +222,7 @@ class _Into:
         entry = trail.take(record.offset, record.value)
         if entry is None or entry["type"] != "decision":
             return None
+        require_decision(entry)
         if (topic := entry["position"]["topic"]) not in self._topics:
             raise RecordError(f"it decides an input of {topic!r:.60}, which is none of {', '.join(self._topics)}")
         return entry

@@ -17,7 +17,7 @@ from callyard.topics import topics
 from streams.audit import progress
 from streams.audit.entries import Entries, Told
 from streams.audit.lines import Lines
-from streams.audit.reading import EmptyRangeError, Parser, Reading, Span, Unreadable, reading, warner
+from streams.audit.reading import EmptyRangeError, Parser, Reading, Span, UnknownError, Unreadable, reading, warner
 from streams.audit.times import MOMENT_HELP
 
 FromOption = Annotated[str | None, typer.Option("--from", help=f"Start: {MOMENT_HELP}.")]
@@ -52,7 +52,7 @@ class Journal:
     async def told(self, keys: Collection[bytes] | None = None) -> AsyncIterator[Told]:
         """The decisions, each once, in the order of time; ``keys``: of these conferences only.
 
-        Raises `EmptyRangeError` at the end where no record was in the range itself.
+        Raises at the end, where no record was in the range itself: `EmptyRangeError`, `UnknownError` with ``keys``.
         """
         start = self.span.start_ms or 0
         async for batch in self.reading.batches():
@@ -63,12 +63,17 @@ class Journal:
                 told = self.entries.take(record)
                 if told is not None:
                     yield told
-        if not self.inside and not self.quiet:
-            raise EmptyRangeError(f"the journal holds nothing from {self.span}{_of(keys)}")
+        if self.inside or self.quiet:
+            return
+        if keys is None:
+            raise EmptyRangeError(f"the journal holds nothing from {self.span}")
+        raise UnknownError(f"the journal holds nothing of {_names(keys)} from {self.span}")
 
     def findings(self) -> list[str]:
         """What is to be said of the journal itself, for people."""
         found = list(self.entries.missing)
+        if more := self.entries.gaps - len(found):
+            found.append(f"{more} more such gaps: run 'callyard audit verify'")
         if self.parser.skipped:
             found.append(f"{self.parser.skipped} unreadable records were skipped")
         if self.entries.void:
@@ -76,8 +81,8 @@ class Journal:
         return found
 
 
-def _of(keys: Collection[bytes] | None) -> str:
-    return "" if keys is None else " of " + ", ".join(sorted(key.decode() for key in keys))
+def _names(keys: Collection[bytes]) -> str:
+    return "conference " + ", ".join(sorted(key.decode() for key in keys))
 
 
 def lookback_ms(settings: Loaded) -> int:
@@ -93,15 +98,20 @@ async def journal(
 ) -> AsyncIterator[Journal]:  # fmt: skip
     """The journal of a range, and ``before_ms`` milliseconds before it; ``conferences``: their partitions only.
 
-    Raises `EmptyRangeError` where the range holds nothing; with ``quiet`` only where all that there is came later.
+    Raises `EmptyRangeError` where the range holds nothing of any conference; with ``quiet`` only where all that there
+    is came later.
     """
     keys = None if conferences is None else [conference.encode() for conference in conferences]
     name, err = topics(kafka).journal.name, errors()
+    if keys is not None and not quiet:
+        # Whether there is anything at all: a conference's own partition may be empty where the journal isn't.
+        async with reading(kafka, [name], span) as whole:
+            whole.require_any()
     parser = Parser({name: JOURNAL}, unreadable, say or warner(err))
     earlier = span if span.start_ms is None else replace(span, start_ms=max(0, span.start_ms - before_ms))
     async with reading(kafka, [name], earlier, keys=keys) as found:
         began = found.oldest_ms is not None and (span.end_ms is None or found.oldest_ms < span.end_ms)
-        if not (quiet and began):
+        if keys is None and not (quiet and began):
             found.require_any()
         with progress.shown(found, what, err):
             until = int(time.time() * 1000) if span.end_ms is None else span.end_ms

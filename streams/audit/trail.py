@@ -19,7 +19,7 @@ import orjson
 
 from callyard.records import SCHEMA_VERSION, NewerSchemaError, RecordError
 from streams.audit.findings import Findings
-from streams.audit.shapes import require_decision, require_epoch, require_policy, require_snapshot
+from streams.audit.shapes import require_counted, require_epoch, require_policy, require_snapshot
 
 REMEMBERED = 10_000
 """Records remembered for each partition: twice the most inputs of one group (`StreamSettings.group_limit`)."""
@@ -59,7 +59,7 @@ class Trail:
         if kind in {"decision", "desk-snapshot"}:
             assert value is not None  # noqa: S101 - it was read
             decision = kind == "decision"
-            (require_decision if decision else require_snapshot)(content)
+            (require_counted if decision else require_snapshot)(content)
             return self._chained(offset, content, hashlib.sha256(value).digest(), decision)
         if kind == "epoch-began":
             require_epoch(content)

@@ -120,7 +120,7 @@ class Verification:
                     invariants.take(number, f"{record.topic}-{number}@{record.offset}", entry)
                 except NewerSchemaError as error:
                     raise NewerVersionError(f"{place(record)}: {error}") from None
-                except (RecordError, KeyError, TypeError) as error:
+                except (RecordError, KeyError, TypeError, AttributeError, ValueError) as error:
                     self._set_aside(record, error)
                 finally:
                     findings.muted, invariants.counting = False, True
