@@ -27,7 +27,7 @@ RUBBISH: Sequence[bytes | None] = (
     b'{"type":"epoch-began","schema_version":1,"partition":0,"epoch":"one","worker":"w","policy_digest":"x"}',
     b'{"type":"policy-declared","schema_version":1,"partition":0,"digest":"x","policy":[]}',
     spoiled(*next((at, path) for at, path in PLACES if path[-1] == "since_ms"), '"yesterday"'),
-    spoiled(*next((at, path) for at, path in PLACES if path[-1] == "said"), '{"call_id":[1]}'),
+    spoiled(*next((at, path) for at, path in PLACES if path[-1] == "said"), '{"reason":[1]}'),
     b"[" * 5_000,
     b'{"type":"decision","schema_version":1,"why":' + b"[" * 900 + b"]" * 900 + b"}",
     None,

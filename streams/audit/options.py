@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -95,8 +96,11 @@ def lookback_ms(settings: Loaded) -> int:
 async def journal(
     kafka: KafkaSettings, span: Span, *, before_ms: int, unreadable: Unreadable, what: str = "journal",
     conferences: Collection[str] | None = None, say: Callable[[str], None] | None = None, quiet: bool = False,
+    tells: bool = False,
 ) -> AsyncIterator[Journal]:  # fmt: skip
     """The journal of a range, and ``before_ms`` milliseconds before it; ``conferences``: their partitions only.
+
+    ``tells``: what is read goes to standard output meanwhile; where that is a terminal, a bar would stand in between.
 
     Raises `EmptyRangeError` where the range holds nothing of any conference; with ``quiet`` only where all that there
     is came later.
@@ -113,7 +117,7 @@ async def journal(
         began = found.oldest_ms is not None and (span.end_ms is None or found.oldest_ms < span.end_ms)
         if keys is None and not (quiet and began):
             found.require_any()
-        with progress.shown(found, what, err):
+        with nullcontext() if tells and sys.stdout.isatty() else progress.shown(found, what, err):
             until = int(time.time() * 1000) if span.end_ms is None else span.end_ms
             yield Journal(found, Entries(parser), parser, span, until, quiet)
 

@@ -98,7 +98,7 @@ async def tell(
     only = [side.name] if side.kind == "conference" else None
     first: int | None = None
     async with journal(
-        kafka, span, before_ms=before_ms, unreadable=unreadable, what=side.kind, conferences=only
+        kafka, span, before_ms=before_ms, unreadable=unreadable, what=side.kind, conferences=only, tells=True
     ) as found:
         keys = None if only is None else {side.name.encode()}
         async for told in found.told(keys):
