@@ -20,11 +20,13 @@ from streams.audit.entries import Entries, Told
 from streams.audit.exports import CallRows, JournalRows, RegistrationRows, Rows
 from streams.audit.find import Gathering, Wanted
 from streams.audit.findings import Findings
+from streams.audit.happenings import Telling, What
 from streams.audit.invariants import Invariants
 from streams.audit.lines import Lines
 from streams.audit.reading import NewerVersionError, Parser, Span, Unreadable
 from streams.audit.rerun import TIMER, Rerun
 from streams.audit.shapes import require_decision
+from streams.audit.sides import Totals
 from streams.audit.table import table_of
 from streams.audit.trail import Trail
 from streams.audit.verify import Report
@@ -230,3 +232,13 @@ def test_gaps_without_end_are_counted_and_not_kept() -> None:
         [record] = records(at, spoiled(at, ("version",), str(version)))[at : at + 1]
         assert entries.take(record) is not None
     assert (entries.gaps, len(entries.missing)) == (999, 20)
+
+
+def test_each_wait_of_a_side_counts() -> None:
+    totals = Totals()
+    found, _ = told(records(-1, b""))
+    telling = Telling()
+    connections = [h for one in found for h in telling.take(one) if h.what is What.CONNECTED]
+    for _ in range(150_000):
+        totals.take(connections[0])
+    assert totals.as_dict()["waits_ms"]["count"] == totals.counts["connected"] == 150_000
