@@ -242,3 +242,13 @@ def test_each_wait_of_a_side_counts() -> None:
     for _ in range(150_000):
         totals.take(connections[0])
     assert totals.as_dict()["waits_ms"]["count"] == totals.counts["connected"] == 150_000
+
+
+def test_what_was_said_before_is_remembered_by_its_hash() -> None:
+    entries = Entries(Parser({TOPIC: JOURNAL}, Unreadable.SKIP, lambda _: None))
+    whole = records(-1, b"")
+    for record in [*whole, *whole]:
+        entries.take(record)
+    [remembered] = entries._seen.values()
+    assert entries.repeated == len(remembered) == sum(b'"decision"' in value for _, value in RECORDED)
+    assert {len(one) for one in remembered} == {32}
