@@ -143,3 +143,9 @@ def test_rubbish_in_the_changelog_is_named_and_skipped(run: Run) -> None:
         assert out
         assert err.count("is unreadable and skipped") == 13
     assert run("table", "--unreadable", "fail")[0] == 6
+
+
+async def test_a_consumer_that_is_stopped_at_once_lets_the_error_through(kafka_settings: KafkaSettings) -> None:
+    with pytest.raises(KeyError):
+        async with clients.consumer(kafka_settings):
+            raise KeyError
