@@ -34,7 +34,10 @@ def require_counted(content: Mapping[str, Any]) -> None:
     try:
         head, position, said = _HEAD(content), _PLACE(content["position"]), content.get("said")
         good = tuple(map(type, head)) == _HEAD_KINDS and tuple(map(type, position)) == _PLACE_KINDS
-        good = good and not content.get("instructions") and (said is None or type(said.get("reason", "")) is str)
+        good = good and (said is None or type(said.get("reason", "")) is str)
+        for one in content.get("instructions", ()):
+            told = one["type"] == "dial-instruction" or type(one["notice"]) is str
+            good = good and told and type(one["call_id"]) is str
         for change in content["changes"]:
             if change.get("set") == "stay" and tuple(map(type, _STAY(change))) != _STAY_KINDS:
                 good = False
