@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -17,7 +17,7 @@ from callyard.settings import KafkaSettings, Loaded, PolicySettings
 from callyard.topics import topics
 from streams.audit import progress
 from streams.audit.entries import Entries, Told
-from streams.audit.lines import Lines
+from streams.audit.lines import Lines, plain
 from streams.audit.reading import EmptyRangeError, Parser, Reading, Span, UnknownError, Unreadable, reading, warner
 from streams.audit.times import MOMENT_HELP
 
@@ -125,3 +125,11 @@ async def journal(
 def out() -> Console:
     """Standard output for people's lines; as wide as they are."""
     return Lines()
+
+
+def grid(names: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    """Columns as wide as what is in them; a terminal may break the lines, a file doesn't."""
+    lines = [names, *(tuple(map(plain, row)) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
+    cells = ([f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return ("  " + "  ".join(line).rstrip() for line in cells)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import tzinfo
-from functools import partial
 from typing import Annotated
 
 import orjson
@@ -14,12 +13,10 @@ import typer
 
 from callyard.options import ConfigOption, JsonOption
 from callyard.settings import KafkaSettings, Loaded, PolicySettings, load
-from callyard.topics import topics
-from streams.audit import changelog
-from streams.audit.fold import DeskState, Fold
-from streams.audit.lines import plain
-from streams.audit.options import UnreadableOption, ZoneOption, errors, journal, lookback_ms, out
-from streams.audit.reading import Parser, Span, Unreadable, reading, warner
+from streams.audit.fold import Fold
+from streams.audit.options import UnreadableOption, ZoneOption, errors, grid, journal, lookback_ms, out
+from streams.audit.present import read_present
+from streams.audit.reading import Span, Unreadable
 from streams.audit.table import CallerLine, Difference, RegistrationLine, Table, differences, table_of
 from streams.audit.times import MOMENT_HELP, lasted, moment, shown, zone_of
 
@@ -68,25 +65,7 @@ async def present(
     kafka: KafkaSettings, conference: str | None = None, unreadable: Unreadable = Unreadable.SKIP
 ) -> Table:  # fmt: skip
     """The table as the stream's changelog has it now. Raises `UnreadableError` where that is to be fatal."""
-    desks: dict[str, DeskState] = {}
-    parser = Parser({}, unreadable, warner(errors()))
-    async with reading(kafka, [topics(kafka).changelog.name]) as found:
-        async for batch in found.batches():
-            for record in batch:
-                kept = parser.judged(record, partial(changelog.read, record))
-                if kept is not None and kept.kind != changelog.POSITION:
-                    _take_row(desks, kept)
-    return table_of(desks.values(), conference)
-
-
-def _take_row(desks: dict[str, DeskState], kept: changelog.Kept) -> None:
-    desk = desks.setdefault(kept.conference, DeskState(kept.conference, kept.partition))
-    if kept.row is not None:
-        desk.take(kept.row)
-    elif kept.kind == "r":
-        desk.registrations.pop(kept.rest, None)
-    elif kept.kind == "s":
-        desk.stays.pop(kept.rest, None)
+    return table_of((await read_present(kafka, unreadable)).desks.values(), conference)
 
 
 async def past(
@@ -118,12 +97,12 @@ def _show(table: Table, when_ms: int, zone: tzinfo, *, json: bool) -> None:
     console.print(f"As of {shown(when_ms, zone)}: {len(table.registrations)} registrations, {_states(table.callers)}")
     if table.registrations:
         names: tuple[str, ...] = ("conference", "node", "since", "SIP URI")
-        for line in _grid(names, ((r.conference, r.node_id, shown(r.since_ms, zone), r.sip_uri)
+        for line in grid(names, ((r.conference, r.node_id, shown(r.since_ms, zone), r.sip_uri)
                                   for r in table.registrations)):  # fmt: skip
             console.print(line)
     if table.callers:
         names = ("conference", "call", "caller", "state", "for", "attempts", "node")
-        for line in _grid(names, (_caller(c, when_ms) for c in table.callers)):
+        for line in grid(names, (_caller(c, when_ms) for c in table.callers)):
             console.print(line)
 
 
@@ -137,14 +116,6 @@ def _states(callers: Iterable[CallerLine]) -> str:
     for caller in callers:
         counts[caller.state] = counts.get(caller.state, 0) + 1
     return ", ".join(f"{count} callers {state}" for state, count in sorted(counts.items())) or "no callers"
-
-
-def _grid(names: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
-    """Columns as wide as what is in them; a terminal may break the lines, a file doesn't."""
-    lines = [names, *(tuple(map(plain, row)) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
-    cells = ([f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)] for line in lines)
-    return ("  " + "  ".join(line).rstrip() for line in cells)
 
 
 def _show_differences(found: list[Difference], one: int, two: int, zone: tzinfo, *, json: bool) -> None:
