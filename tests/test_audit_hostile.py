@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 from collections.abc import Iterator, Sequence
 from datetime import timezone
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from callyard.records import JOURNAL, InputRecord, RecordError
+from callyard.settings import PolicySettings
 from streams.audit import render, table_command
 from streams.audit.entries import Entries, Told
 from streams.audit.exports import CallRows, JournalRows, RegistrationRows, Rows
@@ -32,6 +34,7 @@ from streams.audit.trail import Trail
 from streams.audit.verify import Report
 from streams.audit.verify_report import show
 from streams.audit.writers import Format, writing
+from streams.policy import Policy
 from tests.support.events import alive, connected, failed, left, parked, registered, started, timer, unregistered
 from tests.support.hostile import VALUES
 from tests.test_audit_proof import TOPIC, journal
@@ -252,3 +255,19 @@ def test_what_was_said_before_is_remembered_by_its_hash() -> None:
     [remembered] = entries._seen.values()
     assert entries.repeated == len(remembered) == sum(b'"decision"' in value for _, value in RECORDED)
     assert {len(one) for one in remembered} == {32}
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"attempts": "5"}, {"attempts": True}, {"call_lease_ms": 1.5}, {"nodes": [1]}, {"nodes": "a"}, {"fan_out": None}],
+)
+def test_what_is_no_policy_is_refused_before_anything_is_decided_by_it(field: dict[str, Any]) -> None:
+    sound = Policy.of(PolicySettings())
+    assert Policy.of_dict(orjson.loads(orjson.dumps(sound.as_dict()))) == sound
+    with pytest.raises(TypeError, match=next(iter(field))):
+        Policy.of_dict({**sound.as_dict(), **field})
+
+
+def test_a_pause_is_reckoned_however_many_attempts_a_policy_allows() -> None:
+    policy = dataclasses.replace(Policy.of(PolicySettings()), attempts=2**53)
+    assert policy.backoff_after(2**52) == policy.backoff_max_ms
