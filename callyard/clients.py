@@ -119,6 +119,8 @@ async def consumer(settings: KafkaSettings, *topics: str, **more: Any) -> AsyncI
     except KafkaError as error:
         await made.stop()
         raise await unreachable(settings, error) from None
+    # A task of its own that is cancelled before it has begun makes stop() a cancellation of whoever awaits it.
+    await asyncio.sleep(0)
     try:
         yield made
     finally:
