@@ -47,7 +47,8 @@ from agents.gateway import Gateway
 from agents.inbox import Held, Inbox, Taken
 from agents.mirror import Mirror, Redirect, Refused
 from agents.publish import Publisher
-from callyard import access, clients
+from agents.refusals import REFUSED_SECONDS, Refusals
+from callyard import clients
 from callyard.broker_clock import BrokerClock
 from callyard.fence import Fence, watch_heartbeat
 from callyard.nodes import AllowedNodes
@@ -71,8 +72,6 @@ SETTLE_SECONDS = 1.0
 DRAIN_SECONDS = 2.0
 """At the end: longest wait until Kafka has what was said, and for the offsets."""
 POLL_MS = 100
-REFUSED_SECONDS = 1.0
-"""Between two questions to a Kafka that refuses."""
 
 INSTRUCTIONS = Counter("callyard_agent_instructions", "Dial instructions, by what became of them.", ["outcome"])
 OWNER = Gauge("callyard_agent_owner", "1 where this process speaks for its gateway, 0 where it stands by.")
@@ -110,8 +109,7 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         self._next_commit = 0.0
         self._answers: set[asyncio.Task[None]] = set()
         self._bug: BaseException | None = None
-        self._told: set[str] = set()
-        self._refused_at = 0.0
+        self._refusals = Refusals(settings, gateway_id, topics.dials.name)
         self.joined = asyncio.Event()
         """Set once the group has said whether this process speaks for the gateway."""
         LAG.set_function(self._lag)
@@ -173,9 +171,9 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
                 await self._be_member()
             except GroupAuthorizationFailedError as error:
                 # A client that its group refused once never joins again, whatever it is allowed later.
-                await self._refused(error)
+                await self._refusals.refused(error)
             except clients.KafkaUnreachableError as error:
-                if not self._told:
+                if not self._refusals.any:
                     raise
                 log.warning("cannot join the group again yet", why=str(error))
                 await asyncio.sleep(REFUSED_SECONDS)
@@ -200,9 +198,11 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
                         await self._round(consumer)
                     except TopicAuthorizationFailedError as error:
                         # The client asks on by itself, and instructions wait on the topic.
-                        await self._refused(error)
+                        await self._refusals.refused(error)
                     else:
-                        self._permitted(consumer)
+                        # A client that doesn't even see the topic isn't refused anything either.
+                        if self._fence.holds and consumer.partitions_for_topic(self._partition.topic):
+                            self._refusals.permitted()
             except (asyncio.CancelledError, GroupAuthorizationFailedError):
                 self._take_over = False
                 self._turn += 1
@@ -212,25 +212,6 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
             finally:
                 for task in self._answers:
                     task.cancel()
-
-    async def _refused(self, error: KafkaError) -> None:
-        """Say which right is missing, and wait a moment."""
-        group = isinstance(error, GroupAuthorizationFailedError)
-        resource = agent_group(self._settings, self._gateway_id) if group else self._partition.topic
-        why = access.why(self._settings, "gateway", "Read", resource, error)
-        self._refused_at = time.monotonic()
-        if why not in self._told:
-            self._told.add(why)
-            log.error("no instructions can be read; they wait", why=why)
-        await asyncio.sleep(REFUSED_SECONDS)
-
-    def _permitted(self, consumer: AIOKafkaConsumer) -> None:
-        # Between two refusals the client says nothing, too, nor while it doesn't even see the topic.
-        if not self._told or time.monotonic() - self._refused_at < 3 * REFUSED_SECONDS:
-            return
-        if self._fence.holds and consumer.partitions_for_topic(self._partition.topic):
-            self._told.clear()
-            log.info("instructions can be read again")
 
     async def _round(self, consumer: AIOKafkaConsumer) -> None:
         batches = await consumer.getmany(timeout_ms=POLL_MS)
