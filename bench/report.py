@@ -18,6 +18,7 @@ TITLES = {
     "at-once": "The herd's floor: bare redirects, all at once",
     "polling": "Polling: ChanIsAvail, Playback, Wait(8), again",
     "stream": "One stream worker on a backlog",
+    "audit": "The audit of that worker's journal",
     "hook": "The hook, one core",
 }
 
@@ -25,7 +26,9 @@ TITLES = {
 def figures(found: Mapping[str, Mapping[str, Any]]) -> list[Aim]:
     """The aims, as far as they were measured."""
     spread = {name: part["total"] for name, part in found.items() if "total" in part}
-    return aims(spread.get("openings"), spread.get("floor"), spread.get("polling"))
+    made = aims(spread.get("openings"), spread.get("floor"), spread.get("polling"))
+    shares = [(name, found["audit"][f"{name} / bare"]) for name in ("verify", "replay") if "audit" in found]
+    return made + [Aim(f"{name} / a bare consumer", share, 0.5, at_least=True) for name, share in shares]
 
 
 def as_json(facts: Mapping[str, Any], plan: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> Any:

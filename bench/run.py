@@ -10,15 +10,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import floor, hook, openings, polling, throughput
+from bench import audit, floor, hook, openings, polling, throughput
 from bench.callers import Observer, observing
 from callyard.parts import cluster
 
-OPENINGS, HERD, FLOOR, AT_ONCE, POLLING, STREAM, HOOK = (
-    "openings", "herd", "floor", "at-once", "polling", "stream", "hook",
+OPENINGS, HERD, FLOOR, AT_ONCE, POLLING, STREAM, AUDIT, HOOK = (
+    "openings", "herd", "floor", "at-once", "polling", "stream", "audit", "hook",
 )  # fmt: skip
-PARTS = (OPENINGS, HERD, FLOOR, AT_ONCE, POLLING, STREAM, HOOK)
-ON_CLUSTER = frozenset({OPENINGS, HERD, FLOOR, AT_ONCE, STREAM})
+PARTS = (OPENINGS, HERD, FLOOR, AT_ONCE, POLLING, STREAM, AUDIT, HOOK)
+ON_CLUSTER = frozenset({OPENINGS, HERD, FLOOR, AT_ONCE, STREAM, AUDIT})
 LOT_SIZE = 1000
 Say = Callable[[str], None]
 
@@ -120,6 +120,11 @@ class _Run:
             await child.stop()
         await self.part(FLOOR, lambda: floor.floor(running, observer, callers))
         await self.part(AT_ONCE, lambda: floor.at_once(running, observer, callers))
-        await self.part(
-            STREAM, lambda: throughput.stream(running.kafka, self._directory / STREAM, self._plan.inputs)
-        )  # fmt: skip
+        if self._plan.parts & {STREAM, AUDIT}:  # the journal that the audit reads is the one that the stream wrote
+            backlog = await throughput.stream(running.kafka, self._directory / STREAM, self._plan.inputs)
+            await self.part(STREAM, lambda: _known(backlog))
+            await self.part(AUDIT, lambda: audit.audit(throughput.backlog(running.kafka)))
+
+
+async def _known(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    return found

@@ -31,9 +31,14 @@ STREAM_SECONDS = 90.0
 GATEWAY = "gw-bench"
 
 
+def backlog(kafka: EmbeddedKafka) -> KafkaSettings:
+    """Where the backlog and its journal are."""
+    return KafkaSettings(bootstrap_servers=kafka.bootstrap_servers, topic_prefix="backlog")
+
+
 async def stream(kafka: EmbeddedKafka, directory: Path, inputs: int) -> dict[str, Any]:
     """One worker on a backlog: inputs a second, from its first journal entry to its last."""
-    settings = KafkaSettings(bootstrap_servers=kafka.bootstrap_servers, topic_prefix="backlog")
+    settings = backlog(kafka)
     await ensure(settings)
     await _write(settings, inputs)
     child = worker(

@@ -7,6 +7,7 @@ One entry for each applied input. Its ``changes`` are whole rows, so that the ta
 from __future__ import annotations
 
 import dataclasses
+import operator
 from typing import Any
 
 from callyard.records import DeskSnapshot, InputRecord, Instruction, JournalEntry, Position
@@ -90,7 +91,9 @@ def described(changes: Changes) -> list[dict[str, Any]]:
 
 _UNSAID = frozenset({"head", "snapshot_ms"})
 _NAMES = {row: tuple(f.name for f in dataclasses.fields(row)) for row in (RegistrationRow, StayRow, DeskRow)}
+_VALUES = {row: operator.attrgetter(*names) for row, names in _NAMES.items()}
 
 
 def _fields(row: RegistrationRow | StayRow | DeskRow) -> dict[str, Any]:
-    return {name: value for name in _NAMES[type(row)] if (value := getattr(row, name)) is not None}
+    kind = type(row)
+    return {name: value for name, value in zip(_NAMES[kind], _VALUES[kind](row), strict=True) if value is not None}

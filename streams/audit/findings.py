@@ -36,6 +36,13 @@ class Findings:
         if self.counts[kind] <= KEPT:
             self.kept.append(Finding(kind, where, text))
 
+    def extend(self, other: Findings) -> None:
+        """Note what another one holds."""
+        for kind, count in other.counts.items():
+            room = max(0, KEPT - self.counts[kind])
+            self.kept += [one for one in other.kept if one.kind == kind][:room]
+            self.counts[kind] += count
+
     @property
     def total(self) -> int:
         return sum(self.counts.values())

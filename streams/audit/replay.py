@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from callyard.topics import topics
 from streams.audit.findings import Findings
 from streams.audit.inputs import Inputs, following
 from streams.audit.reading import NewerVersionError, Reading, Span, Unreadable, UnreadableError, place, reading
-from streams.audit.rerun import TIMER, Rerun
+from streams.audit.rerun import TIMER, Comparison, Rerun
 from streams.audit.trail import Trail
 from streams.policy import Policy
 
@@ -29,7 +29,7 @@ class Replayed:
     """What came of a replay."""
 
     span: Span
-    rerun: Rerun
+    result: Comparison
     findings: Findings
     """What is wrong with the journal itself."""
     seconds: float
@@ -37,13 +37,13 @@ class Replayed:
     def as_dict(self) -> dict[str, Any]:
         """The result for machines."""
         return {
-            "from_ms": self.span.start_ms, "to_ms": self.span.end_ms, "compared": self.rerun.compared,
-            "differing": self.rerun.differing, "worded_otherwise": self.rerun.worded,
-            "not_compared": dict(self.rerun.left_out), "journal_findings": dict(self.findings.counts),
+            "from_ms": self.span.start_ms, "to_ms": self.span.end_ms, "compared": self.result.compared,
+            "differing": self.result.differing, "worded_otherwise": self.result.worded,
+            "not_compared": dict(self.result.left_out), "journal_findings": dict(self.findings.counts),
             "differences": [
                 {"where": d.where, "conference": d.conference, "version": d.version, "event_type": d.event_type,
                  "recorded": d.recorded, "replayed": d.replayed, "details": list(d.details)}
-                for d in self.rerun.differences
+                for d in self.result.differences
             ],
             "seconds": round(self.seconds, 3),
         }  # fmt: skip
@@ -94,7 +94,7 @@ class Replay:
                         raise UnreadableError(f"{place(record)} cannot be replayed: {error!r:.200}") from None
                     self._findings.add("unreadable", place(record), f"{error!r:.200}")
                     self._say(f"{place(record)} cannot be replayed and is skipped: {error!r:.200}")
-        return Replayed(self.reading.span, self._rerun, self._findings, time.monotonic() - began)
+        return Replayed(self.reading.span, self._rerun.result, self._findings, time.monotonic() - began)
 
     async def _take(self, where: str, partition: int, offset: int, entry: dict[str, Any]) -> None:
         first, end = self._counted[partition]
@@ -113,7 +113,7 @@ class Replay:
                 await self._inputs.fetch(tp, position["offset"])
                 known, given = self._inputs.here(tp, position["offset"])
             if given is None:
-                self._rerun.left_out[EXPIRED] += 1
+                self._rerun.result.left_out[EXPIRED] += 1
                 self._rerun.follow(entry)
                 return
             event = parse(self._adapters[tp.topic], given.value)
@@ -131,14 +131,19 @@ async def replay(
     policy: Policy | None = None,
     unreadable: Unreadable = Unreadable.SKIP,
     say: Callable[[str], None] = lambda _: None,
+    partitions: Collection[int] | None = None,
 ) -> AsyncIterator[Replay]:
-    """A replay of this period, ready to run. Raises `EmptyRangeError`, and what `reading` raises."""
+    """A replay of this period, ready to run; ``partitions``: of these alone, be there anything or not.
+
+    Raises `EmptyRangeError` where the whole period holds nothing, and what `reading` raises.
+    """
     names = topics(settings)
     async with (
-        reading(settings, [names.journal.name], span) as found,
+        reading(settings, [names.journal.name], span, partitions=partitions) as found,
         following(settings, (names.registrations.name, names.calls.name)) as inputs,
     ):
-        found.require_any()
+        if partitions is None:
+            found.require_any()
         counted = {tp.partition: bounds for tp, bounds in found.bounds.items()}
         await found.widen(None if span.start_ms is None else span.start_ms - lookback_ms, {})
         yield Replay(settings, found, counted, inputs, policy, unreadable, say)

@@ -15,10 +15,11 @@ from rich.console import Console
 from callyard.options import ConfigOption, JsonOption
 from callyard.settings import KafkaSettings, Loaded, PolicySettings, StreamSettings, load
 from streams.audit.into import Pace, Written, require_other, write
-from streams.audit.progress import shown
+from streams.audit.progress import bar
 from streams.audit.proof_commands import FromOption, ToOption, UnreadableOption, quiet
-from streams.audit.reading import Span, Unreadable, span, warner
-from streams.audit.replay import Replayed, replay
+from streams.audit.reading import Span, Unreadable, span
+from streams.audit.replay import Replayed
+from streams.audit.shares import WORTH, Order, divided, replay_shares, sizes, usable_processes
 from streams.audit.times import moment
 from streams.policy import Policy
 
@@ -52,6 +53,9 @@ def command(
         bool, typer.Option("--same-kafka", help="With --into: it may be the Kafka that the inputs are from.")
     ] = False,
     unreadable: UnreadableOption = Unreadable.SKIP,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="Decide in so many processes; default: one for each core.")
+    ] = None,
     json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
@@ -69,30 +73,28 @@ def command(
         _show_written(asyncio.run(_into(settings, target, span(start, end), pace, same_kafka)), target, json)
         return
     chosen = None if policy is None else Policy.of(load(PolicySettings, config=policy, environment={})[PolicySettings])
-    found = asyncio.run(_replay(settings, span(start, end), chosen, unreadable, error))
+    order = Order(
+        settings[KafkaSettings], span(start, end), round(2000 * settings[StreamSettings].snapshot_seconds), chosen,
+        unreadable,
+    )  # fmt: skip
+    found = _replay(order, processes, error)
     if json:
         typer.echo(orjson.dumps(found.as_dict()).decode())
     else:
         _show(Console(soft_wrap=True, markup=False, highlight=False), found)
-    if found.rerun.differing:
+    if found.result.differing:
         raise typer.Exit(1)
-    if found.rerun.left_out or not found.rerun.compared:
+    if found.result.left_out or not found.result.compared:
         raise typer.Exit(INCOMPLETE)
 
 
-async def _replay(
-    settings: Loaded, period: Span, policy: Policy | None, unreadable: Unreadable, error: Console
-) -> Replayed:
-    async with replay(
-        settings[KafkaSettings],
-        period,
-        lookback_ms=round(2000 * settings[StreamSettings].snapshot_seconds),
-        policy=policy,
-        unreadable=unreadable,
-        say=warner(error),
-    ) as found:
-        with shown(found.reading, "replaying", error):
-            return await found.run()
+def _replay(order: Order, processes: int | None, error: Console) -> Replayed:
+    found = asyncio.run(sizes(order.settings, order.span))
+    total = sum(found.values())
+    if processes is None:
+        processes = min(usable_processes(), 1 + total // WORTH)
+    with bar("replaying", total, error) as progress:
+        return replay_shares(order, divided(found, processes), progress)
 
 
 async def _into(
@@ -117,18 +119,18 @@ def _show_written(written: Written, target: KafkaSettings, json: bool) -> None:
 
 
 def _show(console: Console, found: Replayed) -> None:
-    rerun = found.rerun
-    for one in rerun.differences:
+    result = found.result
+    for one in result.differences:
         console.print(f"{one.where}, conference {one.conference}, version {one.version}, {one.event_type}:")
         console.print(f"  recorded  {one.recorded}\n  replayed  {one.replayed}")
         for detail in one.details:
             console.print(f"    {detail}")
-    if rerun.differing > len(rerun.differences):
-        console.print(f"… and {rerun.differing - len(rerun.differences):,} more")
-    console.print(f"{rerun.compared:,} decisions of {found.span} decided again: {rerun.differing:,} differ")
-    if rerun.worded:
-        console.print(f"{rerun.worded:,} are the same and give their reason in other words")
-    for why, count in rerun.left_out.most_common():
+    if result.differing > len(result.differences):
+        console.print(f"… and {result.differing - len(result.differences):,} more")
+    console.print(f"{result.compared:,} decisions of {found.span} decided again: {result.differing:,} differ")
+    if result.worded:
+        console.print(f"{result.worded:,} are the same and give their reason in other words")
+    for why, count in result.left_out.most_common():
         console.print(f"{count:,} could not be compared: {why}")
     if found.findings.total:
         console.print(f"The journal itself has {found.findings.total:,} findings: run 'callyard audit verify'")

@@ -8,7 +8,7 @@ Without any IO.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -42,19 +42,34 @@ class Difference:
     """What differs, row by row."""
 
 
+@dataclass(slots=True)
+class Comparison:
+    """What came of comparing decisions."""
+
+    compared: int = 0
+    differing: int = 0
+    worded: int = 0
+    """Decisions that are the same, but for the sentence that gives the reason."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Decisions that could not be compared, by why."""
+    differences: list[Difference] = field(default_factory=list)
+    """The first `KEPT` of them."""
+
+    def add(self, other: Comparison) -> None:
+        """Count what came of comparing others."""
+        self.compared += other.compared
+        self.differing += other.differing
+        self.worded += other.worded
+        self.left_out += other.left_out
+        self.differences = (self.differences + other.differences)[:KEPT]
+
+
 class Rerun:
     """Takes one journal's decisions and snapshots as JSON, each desk's in order."""
 
     def __init__(self, policy: Policy | None = None) -> None:
         """``policy``: decide by this one; None: by the one that was recorded."""
-        self.compared = 0
-        self.differing = 0
-        self.worded = 0
-        """Decisions that are the same, but for the sentence that gives the reason."""
-        self.left_out: Counter[str] = Counter()
-        """Decisions that could not be compared, by why."""
-        self.differences: list[Difference] = []
-        """The first `KEPT` of them."""
+        self.result = Comparison()
         self._policy = policy
         self._policies: dict[str, Policy] = {}
         self._desks: dict[str, Desk] = {}
@@ -88,28 +103,28 @@ class Rerun:
     def compare(self, where: str, partition: int, entry: dict[str, Any], event: InputRecord | None) -> None:
         """Decide again what was decided here; ``event``: the input (a timer's, which is made up, may be None)."""
         if not self.knows(entry):
-            self.left_out[UNKNOWN_DESK] += 1
+            self.result.left_out[UNKNOWN_DESK] += 1
             return
         policy = self._policy or self._policies.get(entry["policy_digest"])
         if policy is None:
-            self.left_out[UNKNOWN_POLICY] += 1
+            self.result.left_out[UNKNOWN_POLICY] += 1
             self.follow(entry)
             return
         if event is None:
             event = DeadlinePassed(sender="", conference=entry["conference"], due_ms=0)
         desk = self._desk(entry["conference"])
         decision = decide(desk, event, entry["broker_ms"], policy)
-        self.compared += 1
+        self.result.compared += 1
         details = _differences(decision, entry, partition)
         if not details:
-            self.worded += decision.why != entry["why"]
+            self.result.worded += decision.why != entry["why"]
             self._apply(desk, decision.changes)
             return
-        self.differing += 1
-        if len(self.differences) < KEPT:
+        self.result.differing += 1
+        if len(self.result.differences) < KEPT:
             recorded = f"{entry['outcome']}: {entry['why']}"
             replayed = f"{decision.outcome}: {decision.why}"
-            self.differences.append(
+            self.result.differences.append(
                 Difference(
                     where, entry["conference"], entry["version"], entry["event_type"], recorded, replayed, details
                 )

@@ -1,0 +1,128 @@
+"""Replays a period in several processes, each with its share of the partitions: a decision costs more than reading it.
+
+All that concerns a desk stands in one partition, so nothing is compared across processes. Each of them reads Kafka for
+itself; what was found is put together at the end. One that fails, or is interrupted, ends all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+from callyard.errors import CommandError
+from callyard.settings import KafkaSettings
+from callyard.topics import topics
+from streams.audit.proof_commands import quiet
+from streams.audit.reading import Span, Unreadable, reading, warner
+from streams.audit.replay import Replayed, replay
+from streams.policy import Policy
+
+WORTH = 50_000
+"""Records from which on a second process is worth its start (a second)."""
+LOOK_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be replayed."""
+
+    settings: KafkaSettings
+    span: Span
+    lookback_ms: int
+    policy: Policy | None
+    unreadable: Unreadable
+
+
+def usable_processes() -> int:
+    """As many as there are cores for this process."""
+    return len(os.sched_getaffinity(0))
+
+
+async def sizes(settings: KafkaSettings, span: Span) -> dict[int, int]:
+    """How many records of the period each of the journal's partitions has. Raises `EmptyRangeError` without any."""
+    async with reading(settings, [topics(settings).journal.name], span) as found:
+        found.require_any()
+        return {partition.partition: end - start for partition, (start, end) in found.bounds.items()}
+
+
+def divided(sizes: Mapping[int, int], processes: int) -> list[frozenset[int]]:
+    """The partitions in so many shares (or fewer), about as large as each other; every partition is in one."""
+    shares: list[tuple[int, set[int]]] = [(0, set()) for _ in range(max(1, min(processes, len(sizes))))]
+    for partition, size in sorted(sizes.items(), key=lambda item: -item[1]):
+        smallest = min(range(len(shares)), key=lambda number: shares[number][0])
+        total, members = shares[smallest]
+        members.add(partition)
+        shares[smallest] = (total + size, members)
+    return [frozenset(members) for _, members in shares if members]
+
+
+def replay_shares(order: Order, shares: Sequence[frozenset[int]], progress: Callable[[int], None]) -> Replayed:
+    """Replay each share, several in processes of their own. Raises what `replay` and `Replay.run` raise.
+
+    ``progress``: called now and then with how many records were read by all of them.
+    """
+    if len(shares) == 1:
+        return asyncio.run(_read(order, shares[0], progress))
+    context = multiprocessing.get_context("spawn")
+    done: Any = context.Array("q", len(shares))
+    stop = context.Event()
+    began = time.monotonic()
+    with ProcessPoolExecutor(len(shares), mp_context=context, initializer=_begin, initargs=(done, stop)) as pool:
+        try:
+            waiting = {pool.submit(_share, order, share, number) for number, share in enumerate(shares)}
+            found = []
+            while waiting:
+                ended, waiting = wait(waiting, LOOK_SECONDS, return_when=FIRST_COMPLETED)
+                found += [one.result() for one in ended]
+                progress(sum(done))
+        except BrokenProcessPool:
+            raise CommandError("a process of the replay was killed (memory?): try fewer --processes") from None
+        finally:
+            stop.set()
+    return together(found, time.monotonic() - began)
+
+
+def together(found: Sequence[Replayed], seconds: float) -> Replayed:
+    """What all shares found."""
+    first, *others = found
+    for other in others:
+        first.result.add(other.result)
+        first.findings.extend(other.findings)
+    return dataclasses.replace(first, seconds=seconds)
+
+
+async def _read(order: Order, share: frozenset[int], progress: Callable[[int], None]) -> Replayed:
+    async with replay(
+        order.settings, order.span, lookback_ms=order.lookback_ms, policy=order.policy, unreadable=order.unreadable,
+        say=warner(quiet()), partitions=share,
+    ) as found:  # fmt: skip
+        found.reading.on_progress = progress
+        return await found.run()
+
+
+# --- in a process of its own ----------------------------------------------------------------------------------------
+
+_shared: dict[str, Any] = {}
+
+
+def _begin(done: Any, stop: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; whoever waits for this one ends it
+    _shared.update(done=done, stop=stop)
+
+
+def _share(order: Order, share: frozenset[int], number: int) -> Replayed:
+    def progress(count: int) -> None:
+        _shared["done"][number] = count
+        if _shared["stop"].is_set():
+            raise CommandError("the rest of this replay has failed")
+
+    return asyncio.run(_read(order, share, progress))
