@@ -91,9 +91,10 @@ class Cluster:
 
     async def try_apply(self, documents: Sequence[dict[str, Any]], *, dry_run: bool = True) -> Done:
         """What the server says of these: strictly (an unknown field is an error), and without keeping them."""
-        listed = {"apiVersion": "v1", "kind": "List", "items": list(documents)}
+        # One after the other, not as a List: of that kubectl would look for unknown fields itself, and end at the first.
+        given = "\n---\n".join(json.dumps(document) for document in documents)
         more = ("--dry-run=server",) if dry_run else ()
-        return await self.kubectl("apply", "--server-side", "--validate=strict", *more, "-f", "-", given=json.dumps(listed))
+        return await self.kubectl("apply", "--server-side", "--validate=strict", *more, "-f", "-", given=given)
 
     async def define(self, folder: Path) -> int:
         """Let it know the custom resources of this folder; returns how many there are, all of them served."""

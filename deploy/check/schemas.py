@@ -19,6 +19,7 @@ from deploy.check.manifests import Document
 from deploy.check.report import FailedCheck
 from deploy.check.tools import Tools
 
+_SHARED = "shared-definitions.json"
 _OPEN = "x-kubernetes-preserve-unknown-fields"
 _INT_OR_STRING = "x-kubernetes-int-or-string"
 _NUMBERS_OR_STRINGS = {
@@ -30,26 +31,28 @@ _NUMBERS_OR_STRINGS = {
 def write(openapi: Mapping[str, Any], crds: Path, folder: Path) -> int:
     """Write a schema for each kind into the folder; returns how many."""
     folder.mkdir(parents=True)
+    (folder / _SHARED).write_text(json.dumps({"definitions": _definitions(openapi)}), encoding="utf-8")
     schemas = {**_of_server(openapi), **_of_crds(crds)}
     for name, schema in schemas.items():
         (folder / name).write_text(json.dumps(schema), encoding="utf-8")
     return len(schemas)
 
 
-def _of_server(openapi: Mapping[str, Any]) -> dict[str, Any]:
+def _definitions(openapi: Mapping[str, Any]) -> dict[str, Any]:
     definitions = {name: _closed(schema) for name, schema in openapi["definitions"].items()}
     for name in _NUMBERS_OR_STRINGS & set(definitions):
         definitions[name] = {"anyOf": [{"type": "string"}, {"type": "number"}]}
+    return definitions
+
+
+def _of_server(openapi: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for name, schema in openapi["definitions"].items():
         kinds = schema.get("x-kubernetes-group-version-kind", [])
         # What several groups share (DeleteOptions, WatchEvent) is no manifest.
         if len(kinds) == 1:
             kind = kinds[0]
-            found[_name(kind["kind"], kind["group"], kind["version"])] = {
-                "$ref": f"#/definitions/{name}",
-                "definitions": definitions,
-            }
+            found[_name(kind["kind"], kind["group"], kind["version"])] = {"$ref": f"{_SHARED}#/definitions/{name}"}
     return found
 
 
