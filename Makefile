@@ -41,6 +41,7 @@ docs: setup
 	$(BIN)/callyard schema > docs/schema.json
 	$(BIN)/callyard schema --metrics > docs/metrics.md
 	$(BIN)/python -m streams.state_diagram > docs/states.md
+	$(BIN)/python scripts/strimzi-files
 	sed -i '/^  # made by make docs/q' deploy/kubernetes/components/monitoring/rules.yaml
 	sed -n '/^groups:/,$$ s/./  &/p' deploy/monitoring/alerts.yaml >> deploy/kubernetes/components/monitoring/rules.yaml
 
