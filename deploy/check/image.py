@@ -22,6 +22,10 @@ from deploy.check.containers import Podman
 from deploy.check.report import FailedCheck
 
 LARGEST_MB = 400
+USER = 10001
+"""By number: Kubernetes (runAsNonRoot) can't tell who a name is."""
+CONFINED = ("--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges")
+"""As confined as the manifests' containers."""
 OWN_AUTHORITIES = Path("/usr/local/share/ca-certificates")
 _HOOKS = (
     # As the official images have it: nothing is kept of what apt fetched.
@@ -85,8 +89,8 @@ async def look(podman: Podman, image: Image) -> str:
     """Whether it is what docs/security.md promises. Raises `FailedCheck` with all that it is not."""
     config = (await podman.inspect(image.tag, "image"))["Config"]
     wrong = []
-    if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", config.get("User", "")):
-        wrong.append(f"it runs as {config.get('User') or 'root'}: Kubernetes needs a number that isn't 0")
+    if config.get("User") != f"{USER}:{USER}":
+        wrong.append(f"it runs as {config.get('User') or 'root'}, not as {USER}:{USER}")
     wrong += [f"its environment holds {name}" for name in config.get("Env", ()) if re.search("SECRET|PASSWORD|TOKEN|KEY", name)]
     mounted = Path(await podman.must("image", "mount", image.tag))
     try:
@@ -109,6 +113,3 @@ async def start(podman: Podman, image: Image, times: int = 3) -> str:
         if not printed.startswith("callyard "):
             raise FailedCheck(f"callyard --version says {printed!r}")
     return f"callyard --version in {min(took):.2f} to {max(took):.2f} s, podman's own time in it"
-
-
-CONFINED = ("--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges")

@@ -1,144 +1,140 @@
-"""The images' workers as real containers: a caller calls, is put through, and each container ends when it is told to.
+"""The images' workers as real containers: a caller is put through by them, and each ends when it is told to.
 
-Kafka (the embedded one), FreeSWITCH's double, a node's SIP side and the caller are on this machine, on 127.0.0.1; the
-stream and the gateway (Asterisk and its agents) are the pods that the overlay renders, the hook a container as confined
-as they are. The gateway's pod is ended as the kubelet does: its hook first, then Asterisk, then the sidecars.
+The stream and the gateway (Asterisk and its agents) are the pods that the overlay renders; the hook, which belongs on a
+node without Kubernetes, is a container as confined as they are. A gateway's pod is ended as the kubelet does: its hook
+first, then Asterisk, then the sidecars.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
+import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
-from datetime import datetime
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from callyard.kafka import embedded
-from callyard.parts import freeswitch, sipp
-from callyard.parts.ports import LOOPBACK, free_sip_port
-from callyard.processes import free_port
-from callyard.signing import Signer
-from deploy.check import pods as kubelet
+from callyard.parts import sipp
+from callyard.parts.ports import LOOPBACK
+from deploy.check import pods, site
 from deploy.check.containers import Podman
-from deploy.check.image import CONFINED, Image
-from deploy.check.manifests import Document, Rendered, pods
-from deploy.check.pods import Adapted, Surroundings
+from deploy.check.image import CONFINED, USER, Image
+from deploy.check.manifests import Document, Rendered
+from deploy.check.manifests import pods as rendered_pods
 from deploy.check.report import FailedCheck, Report
+from deploy.check.running import Containers, answers
 
-NODE = "node-1"
 CONFERENCE = "49001"
-READY_SECONDS = 120.0
+HOOK = "hook"
 HOOK_GRACE = 15
-"""As deploy/systemd gives it."""
+"""TimeoutStopSec of its systemd unit."""
 
 
-class Containers:
-    """What podman runs for this check, and what is measured of each."""
+class Started(NamedTuple):
+    """A container that is ready, and how it is to be ended: ``before`` the signal, a command in it."""
 
-    def __init__(self, podman: Podman) -> None:
-        self._podman = podman
-
-    async def play(self, adapted: Adapted) -> None:
-        """Start a pod: what must end first, then the rest."""
-        for first in adapted.first:
-            name = f"{first['metadata']['name']}-{first['spec']['containers'][0]['name']}"
-            await self._play(first)
-            status = await self._podman.must("wait", name)
-            if status != "0":
-                raise FailedCheck(f"{name} ended with status {status}:\n{await self.log(name)}")
-        await self._play(adapted.pod)
-
-    async def _play(self, pod: Document) -> None:
-        await self._podman.must("kube", "play", "--network=host", "-", given=json.dumps(pod))
-
-    async def log(self, name: str, lines: int = 20) -> str:
-        """The end of what it said."""
-        done = await self._podman.run("logs", f"--tail={lines}", name)
-        return (done.out + done.err).strip()
-
-    async def state(self, name: str) -> Mapping[str, Any]:
-        state: Mapping[str, Any] = (await self._podman.inspect(name))["State"]
-        return state
-
-    async def execute(self, name: str, *argv: str) -> int:
-        """Run a command in it; returns its exit status."""
-        return (await self._podman.run("exec", name, *argv)).status
-
-    async def ready(self, name: str, answers: Callable[[], Awaitable[bool]]) -> str:
-        """Wait until it is ready; returns how long that took since its start, and its memory. Raises `FailedCheck`."""
-        began = time.monotonic()
-        while not await answers():
-            state = await self.state(name)
-            if not state["Running"] or time.monotonic() - began > READY_SECONDS:
-                how = f"ended with status {state['ExitCode']}" if not state["Running"] else "is not ready"
-                raise FailedCheck(f"{name} {how} after {time.monotonic() - began:.0f} s:\n{await self.log(name)}")
-            await asyncio.sleep(0.02)
-        now = time.time()
-        state = await self.state(name)
-        return f"ready {now - _seconds(state['StartedAt']):.1f} s after its start; {await self.memory(name)}"
-
-    async def memory(self, name: str) -> str:
-        """The memory of its first process: now, and at most."""
-        pid = (await self.state(name))["Pid"]
-        lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
-        now, most = (int(lines[field].split()[0]) // 1024 for field in ("VmRSS", "VmHWM"))
-        return f"{now} MB (at most {most})"
-
-    async def stop(self, name: str, grace: int) -> str:
-        """SIGTERM, as the kubelet sends it; returns how long it took. Raises `FailedCheck` where it doesn't end well."""
-        began = time.monotonic()
-        await self._podman.must("stop", f"--time={grace}", name, timeout=grace + 60)
-        took = time.monotonic() - began
-        state = await self.state(name)
-        if state["ExitCode"] != 0 or took >= grace:
-            raise FailedCheck(f"{name} took {took:.1f} s of {grace}, status {state['ExitCode']}:\n{await self.log(name)}")
-        return f"{took:.1f} s of {grace}, status 0"
-
-
-def _seconds(stamp: str) -> float:
-    # Python before 3.11 reads neither nanoseconds nor Z.
-    whole, _, rest = stamp.partition(".")
-    fraction = rest.rstrip("Z").partition("+")[0]
-    return datetime.fromisoformat(f"{whole.rstrip('Z')}+00:00").timestamp() + float(f"0.{fraction or 0}")
-
-
-async def answers(port: int, path: str) -> bool:
-    """Whether a worker's health says 200, as the kubelet asks it."""
-    try:
-        reader, writer = await asyncio.open_connection(LOOPBACK, port)
-    except OSError:
-        return False
-    try:
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: {LOOPBACK}\r\nConnection: close\r\n\r\n".encode())
-        return (await asyncio.wait_for(reader.readline(), 5)).split()[1:2] == [b"200"]
-    except (OSError, asyncio.TimeoutError):
-        return False
-    finally:
-        writer.close()
+    name: str
+    grace: int
+    before: tuple[str, ...] = ()
 
 
 async def check(report: Report, podman: Podman, image: Image, rendered: Rendered, directory: Path) -> None:
-    """All of it, a line for each check. What can't go on without what failed is left out."""
+    """All of it, a line for each check. What can't be tried because of a failure is left out."""
     containers = Containers(podman)
-    async with _site(rendered, directory) as site:
-        with report.check("callyard topics, as a container") as say:
-            printed = await podman.must(
-                "run", "--rm", *CONFINED, "--network=host", *_variables(site.kafka_environment), image.tag, "topics", "--json"
-            )  # fmt: skip
-            say(f"{len(json.loads(printed))} topics made")
-        made = {pod["metadata"]["name"]: kubelet.adapt(pod, site.around) for pod in pods(rendered.documents)}
-        started = [*await _pods(report, containers, site, made), *await _hook(report, podman, containers, image, site)]
-        if len(started) == len(site.ports) + 1:
+    started: list[Started] = []
+    failed = report.failed
+    async with site.running(rendered, directory) as around:
+        with report.check("container: callyard topics") as say:
+            options = (*CONFINED, "--network=host", *_variables(around.kafka))
+            topics = json.loads(await podman.must("run", "--rm", *options, image.tag, "topics", "--json"))
+            say(f"{sum(topic['created'] for topic in topics)} topics made")
+        for pod in rendered_pods(rendered.documents):
+            started += await _pod(report, containers, around, pod)
+        with report.check("container: hook") as say:
+            secret = _readable(around.key)
+            options = (*CONFINED, "--network=host", f"--volume={secret}:/etc/callyard/node.key:ro")
+            environment = {**around.kafka, **around.hook}
+            await podman.must("run", "--detach", f"--name={HOOK}", *options, *_variables(environment), image.tag, "hook")
+            say(await containers.ready(HOOK, lambda: answers(around.ports["hook"], "/readyz")))
+            started.append(Started(HOOK, HOOK_GRACE))
+        if report.failed == failed:
             with report.check("a caller, through these containers") as say:
-                say(await _call(site, directory))
-        for name, grace, before in started:
-            with report.check(f"{name}: SIGTERM") as say:
-                if before:
-                    began = time.monotonic()
-                    if await containers.execute(name, *before) != 0:
-                        raise FailedCheck(f"{' '.join(before)} failed:\n{await containers.log(name)}")
-                    say(f"{' '.join(before)} {time.monotonic() - began:.1f} s")
-                say(await containers.stop(name, grace))
+                say(await _call(around, directory))
+        for one in started:
+            with report.check(f"SIGTERM: {one.name}") as say:
+                say(await _end(containers, one))
+
+
+async def _pod(report: Report, containers: Containers, around: site.Site, pod: Document) -> list[Started]:
+    """Start a pod and wait for each container's readiness, as its probe asks for it."""
+    started = []
+    adapted = None
+    with report.check(f"pod: {pod['metadata']['name']}") as say:
+        adapted = pods.adapt(pod, around.around)
+        began = time.monotonic()
+        await containers.play(adapted)
+        say(f"{len(adapted.first)} containers ran first, {len(adapted.containers)} run; {time.monotonic() - began:.1f} s")
+    if adapted is None:
+        return []
+    for name, rendered in adapted.containers.items():
+        with report.check(f"container: {adapted.name}-{name}") as say:
+            container = f"{adapted.name}-{name}"
+            say(await containers.ready(container, _probe(containers, container, rendered, around.ports.get(name))))
+            before = rendered.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ())
+            started.append(Started(container, adapted.grace, tuple(before)))
+    # The kubelet ends sidecars last, and the last one first.
+    return started[::-1]
+
+
+def _probe(
+    containers: Containers, container: str, rendered: Document, port: int | None
+) -> Callable[[], Awaitable[bool]]:  # fmt: skip
+    probe = rendered["readinessProbe"]
+    if "exec" in probe:
+
+        async def asked() -> bool:
+            return await containers.execute(container, *probe["exec"]["command"]) == 0
+
+        return asked
+    named = next((one for one in rendered["ports"] if one["name"] == probe["httpGet"]["port"]), None)
+    if named is None or port is None:
+        raise FailedCheck(f"{container} has no port {probe['httpGet']['port']}, which its probe asks")
+
+    async def healthy() -> bool:
+        return await answers(port, probe["httpGet"]["path"])
+
+    return healthy
+
+
+async def _call(around: site.Site, directory: Path) -> str:
+    """A caller waits for a conference, which begins; returns how long it then took. Raises `FailedCheck`."""
+    calls = [sipp.Call("+493012345678", f"{CONFERENCE}#")]
+    async with sipp.calling(directory / "caller", (LOOPBACK, around.sip_port), calls) as caller:
+        await caller.saw("answered", timeout=20)
+        opened = time.time()
+        around.control.open(CONFERENCE)
+        [talking, *more] = await around.node.saw("answered", timeout=30)
+        if more or talking.conference != CONFERENCE:
+            raise FailedCheck(f"the node talks to {[talking, *more]}")
+        await caller.hang_up()
+    return f"put through {1000 * (talking.at - opened):.0f} ms after the conference had begun"
+
+
+async def _end(containers: Containers, one: Started) -> str:
+    note = ""
+    if one.before:
+        began = time.monotonic()
+        if await containers.execute(one.name, *one.before) != 0:
+            raise FailedCheck(f"{' '.join(one.before)} failed:\n{await containers.log(one.name)}")
+        note = f"{' '.join(one.before)} {time.monotonic() - began:.1f} s, then "
+    return note + await containers.stop(one.name, one.grace)
+
+
+def _variables(environment: Mapping[str, str]) -> list[str]:
+    return [f"--env={name}={value}" for name, value in environment.items()]
+
+
+def _readable(secret: Path) -> Path:
+    os.chown(secret, USER, USER)
+    secret.chmod(0o400)
+    return secret
