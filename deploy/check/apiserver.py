@@ -85,6 +85,8 @@ class Cluster:
 
     async def apply(self, documents: Sequence[dict[str, Any]]) -> None:
         """Write these for real; raises `FailedCheck` with the server's words where it refuses one."""
+        if not documents:
+            return
         done = await self.try_apply(documents, dry_run=False)
         if done.status != 0:
             raise FailedCheck(done.words())

@@ -22,20 +22,21 @@ default_ulimits = ["nofile=20000:20000", "nproc=32768:32768"]
 runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
+tmp_dir = "{state}/libpod"
 """
 STORE_BYTES = 4 << 30
 """A store that has grown beyond this is begun anew."""
 
 
 class Podman:
-    """Runs podman and buildah on the store."""
+    """Runs podman and buildah on the store in a folder. Podman remembers where its state is, so that is there, too."""
 
-    def __init__(self, store: Path, state: Path) -> None:
-        self.store = store
+    def __init__(self, folder: Path) -> None:
+        self.store, state = folder / "store", folder / "state"
         state.mkdir(parents=True, exist_ok=True)
-        storage, settings = state / "storage.conf", state / "containers.conf"
-        storage.write_text(f'[storage]\ndriver = "overlay"\ngraphroot = "{store}"\nrunroot = "{state / "run"}"\n')
-        settings.write_text(_SETTINGS)
+        storage, settings = folder / "storage.conf", folder / "containers.conf"
+        storage.write_text(f'[storage]\ndriver = "overlay"\ngraphroot = "{self.store}"\nrunroot = "{state / "run"}"\n')
+        settings.write_text(_SETTINGS.replace("{state}", str(state)))
         self._environment = {"CONTAINERS_STORAGE_CONF": str(storage), "CONTAINERS_CONF": str(settings)}
 
     async def must(self, *argv: str | Path, given: str | None = None, timeout: float = 120) -> str:

@@ -24,6 +24,8 @@ class Broken(NamedTuple):
     fault: str
     document: Document
     because: str
+    schema: bool = True
+    """Whether a schema can tell, too."""
 
 
 async def check(cluster: Cluster, rendered: Rendered) -> str:
@@ -61,7 +63,7 @@ def broken(rendered: Rendered) -> list[Broken]:
     topic["spec"]["partition"] = topic["spec"].pop("partitions")
     return [
         Broken("an unknown field in a Deployment", deployment, "replica"),
-        Broken("the host's network in a restricted namespace", pod, "violates PodSecurity"),
+        Broken("the host's network in a restricted namespace", pod, "violates PodSecurity", schema=False),
         Broken("a wrong field in a KafkaTopic", topic, "partition"),
     ]
 
