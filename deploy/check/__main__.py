@@ -1,4 +1,4 @@
-"""``make manifests``, ``python -m deploy.check``: every check in order, a line for each, exit status 1 where one fails."""
+"""``make manifests``, ``python -m deploy.check``: every check in order, a line each, exit status 1 where one fails."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deploy.check import apiserver, dryrun, files, image, manifests, schemas, wo
 from deploy.check.containers import Podman
 from deploy.check.image import Image
 from deploy.check.manifests import LARGEST, Rendered
-from deploy.check.report import FailedCheck, Report
+from deploy.check.report import CheckError, Report
 from deploy.check.tools import KUBERNETES, Tools, prepare
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -41,7 +41,7 @@ def command(
     only: Annotated[list[Part] | None, typer.Option(help="Only this part (may be repeated).")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the folder of logs of a good run, too.")] = False,
 ) -> None:
-    """Check everything under deploy/ by the programs that will read it. Needs minutes once, then less; see docs/deploy-checks.md."""
+    """Check everything under deploy/ by the programs that will read it. See docs/deploy-checks.md."""
     folder = Path(tempfile.mkdtemp(prefix="callyard-manifests-"))
     report = Report(lambda line: print(line, flush=True))  # noqa: T201 - the report is what this prints
     try:
@@ -91,7 +91,7 @@ async def render(report: Report, tools: Tools) -> list[Rendered]:
     with report.check("kustomize: files") as say:
         alone, lost = await asyncio.to_thread(manifests.unreached, MANIFESTS)
         if lost:
-            raise FailedCheck("nothing reaches " + ", ".join(str(path.relative_to(REPOSITORY)) for path in lost))
+            raise CheckError("nothing reaches " + ", ".join(str(path.relative_to(REPOSITORY)) for path in lost))
         say("each one is reached")
     overlays = sorted(path for path in (MANIFESTS / "overlays").iterdir() if path.is_dir())
     for overlay in overlays:
@@ -140,7 +140,7 @@ async def check_containers(report: Report, tools: Tools, rendered: list[Rendered
     """The images, and the largest overlay's pods as containers."""
     with report.check("podman and buildah"):
         if tools.missing:
-            raise FailedCheck(tools.missing)
+            raise CheckError(tools.missing)
     if tools.missing:
         return
     place = tools.folder / "containers"

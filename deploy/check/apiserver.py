@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from callyard.processes import Child, free_port
-from deploy.check.commands import Done, must, run
-from deploy.check.report import FailedCheck
+from deploy.check.commands import Done, run
+from deploy.check.report import CheckError
 from deploy.check.tools import Tools
 
 HOST = "127.0.0.1"
@@ -58,7 +58,8 @@ class Cluster:
             [
                 self._tools.kube_apiserver, f"--etcd-servers=http://{HOST}:{etcd_port}",
                 f"--bind-address={HOST}", f"--advertise-address={HOST}", f"--secure-port={port}",
-                "--endpoint-reconciler-type=none", f"--cert-dir={certificates}", "--service-cluster-ip-range=10.96.0.0/16",
+                "--endpoint-reconciler-type=none", f"--cert-dir={certificates}",
+                "--service-cluster-ip-range=10.96.0.0/16",
                 "--service-account-issuer=https://kubernetes.default.svc", f"--service-account-signing-key-file={key}",
                 f"--service-account-key-file={key}", f"--token-auth-file={tokens}", "--authorization-mode=RBAC",
             ],
@@ -77,37 +78,34 @@ class Cluster:
         return (await self.kubectl("get", "--raw", "/readyz")).status == 0
 
     async def _default_account(self, namespace: str) -> None:
-        await self.apply([{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": namespace}}])
+        await self.apply(
+            [{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": namespace}}]
+        )
 
     async def kubectl(self, *argv: str | Path, given: str | None = None) -> Done:
         """Run kubectl."""
         return await run(self._tools.kubectl, f"--kubeconfig={self._configuration}", *argv, given=given)
 
     async def apply(self, documents: Sequence[dict[str, Any]]) -> None:
-        """Write these for real; raises `FailedCheck` with the server's words where it refuses one."""
+        """Write these for real; raises `CheckError` with the server's words where it refuses one."""
         if not documents:
             return
         done = await self.try_apply(documents, dry_run=False)
         if done.status != 0:
-            raise FailedCheck(done.words())
+            raise CheckError(done.words())
 
     async def try_apply(self, documents: Sequence[dict[str, Any]], *, dry_run: bool = True) -> Done:
         """What the server says of these: strictly (an unknown field is an error), and without keeping them."""
-        # One after the other, not as a List: of that kubectl would look for unknown fields itself, and end at the first.
+        # Each on its own, not as a List: of that kubectl would look for unknown fields itself, and end at the first.
         given = "\n---\n".join(json.dumps(document) for document in documents)
         more = ("--dry-run=server",) if dry_run else ()
         return await self.kubectl("apply", "--server-side", "--validate=strict", *more, "-f", "-", given=given)
 
     async def define(self, folder: Path) -> int:
         """Let it know the custom resources of this folder; returns how many there are, all of them served."""
-        done = await must(
-            self._tools.kubectl, f"--kubeconfig={self._configuration}", "apply", "--server-side", "-f", folder
-        )  # fmt: skip
-        await must(
-            self._tools.kubectl, f"--kubeconfig={self._configuration}", "wait", "--for=condition=Established", "--timeout=60s",
-            "-f", folder,
-        )  # fmt: skip
-        return len(done.out.splitlines())
+        made = await self._must("apply", "--server-side", "-f", folder)
+        await self._must("wait", "--for=condition=Established", "--timeout=60s", "-f", folder)
+        return len(made.splitlines())
 
     async def namespace(self, document: dict[str, Any]) -> None:
         """Make a namespace, with the service account that each one has."""
@@ -116,9 +114,14 @@ class Cluster:
 
     async def schema(self) -> dict[str, Any]:
         """All that it serves, as OpenAPI 2."""
-        done = await must(self._tools.kubectl, f"--kubeconfig={self._configuration}", "get", "--raw", "/openapi/v2")
-        schema: dict[str, Any] = json.loads(done.out)
+        schema: dict[str, Any] = json.loads(await self._must("get", "--raw", "/openapi/v2"))
         return schema
+
+    async def _must(self, *argv: str | Path) -> str:
+        done = await self.kubectl(*argv)
+        if done.status != 0:
+            raise CheckError(f"kubectl {argv[0]}: {done.words()}")
+        return done.out
 
 
 @asynccontextmanager
@@ -150,7 +153,10 @@ def _kubeconfig(port: int, certificate: Path, token: str) -> dict[str, Any]:
         "current-context": "check",
         "contexts": [{"name": "check", "context": {"cluster": "check", "user": "check"}}],
         "clusters": [
-            {"name": "check", "cluster": {"server": f"https://{HOST}:{port}", "certificate-authority": str(certificate)}}
+            {
+                "name": "check",
+                "cluster": {"server": f"https://{HOST}:{port}", "certificate-authority": str(certificate)},
+            }
         ],
         "users": [{"name": "check", "user": {"token": token}}],
     }

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from deploy.check.report import FailedCheck
+from deploy.check.report import CheckError
 
 
 class Done(NamedTuple):
@@ -30,7 +30,7 @@ async def run(
     directory: Path | None = None,
     timeout: float = 120,
 ) -> Done:
-    """Run it. ``given`` is its standard input. Raises `FailedCheck` where it can't start or takes too long."""
+    """Run it. ``given`` is its standard input. Raises `CheckError` where it can't start or takes too long."""
     words = [str(word) for word in argv]
     try:
         process = await asyncio.create_subprocess_exec(
@@ -42,11 +42,11 @@ async def run(
             cwd=directory,
         )
     except OSError as error:
-        raise FailedCheck(f"{words[0]} cannot be started: {error}") from None
+        raise CheckError(f"{words[0]} cannot be started: {error}") from None
     try:
         out, err = await asyncio.wait_for(process.communicate(None if given is None else given.encode()), timeout)
     except asyncio.TimeoutError:
-        raise FailedCheck(f"{' '.join(words[:4])} … took longer than {timeout:g} s") from None
+        raise CheckError(f"{' '.join(words[:4])} … took longer than {timeout:g} s") from None
     finally:
         if process.returncode is None:
             process.kill()
@@ -61,8 +61,10 @@ async def must(
     directory: Path | None = None,
     timeout: float = 120,
 ) -> Done:
-    """Run it; raises `FailedCheck` with its own words where it fails, too."""
+    """Run it; raises `CheckError` with its own words where it fails, too."""
     done = await run(*argv, given=given, environment=environment, directory=directory, timeout=timeout)
     if done.status != 0:
-        raise FailedCheck(f"{' '.join(str(word) for word in argv[:5])} … ended with status {done.status}:\n{done.words()}")
+        raise CheckError(
+            f"{' '.join(str(word) for word in argv[:5])} … ended with status {done.status}:\n{done.words()}"
+        )
     return done

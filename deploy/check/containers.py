@@ -40,7 +40,7 @@ class Podman:
         self._environment = {"CONTAINERS_STORAGE_CONF": str(storage), "CONTAINERS_CONF": str(settings)}
 
     async def must(self, *argv: str | Path, given: str | None = None, timeout: float = 120) -> str:
-        """Run podman; returns what it prints. Raises `FailedCheck` in its words."""
+        """Run podman; returns what it prints. Raises `CheckError` in its words."""
         return (await must("podman", *argv, given=given, environment=self._environment, timeout=timeout)).out.strip()
 
     async def run(self, *argv: str | Path, timeout: float = 120) -> Done:
@@ -50,7 +50,7 @@ class Podman:
     async def build(
         self, file: Path, context: Path, tag: str, arguments: Mapping[str, str], mounts: Mapping[Path, str]
     ) -> None:
-        """Build an image of a Dockerfile, by buildah, without a container runtime. Raises `FailedCheck`."""
+        """Build an image of a Dockerfile, by buildah, without a container runtime. Raises `CheckError`."""
         given = [f"--build-arg={name}={value}" for name, value in arguments.items()]
         given += [f"--volume={source}:{target}:ro" for source, target in mounts.items()]
         await must(
@@ -66,7 +66,9 @@ class Podman:
     async def begin(self) -> None:
         """Remove what a killed run left, and a store that has become too large."""
         await self._clear()
-        size = int((await must("du", "--summarize", "--bytes", self.store)).out.split()[0]) if self.store.is_dir() else 0
+        size = (
+            int((await must("du", "--summarize", "--bytes", self.store)).out.split()[0]) if self.store.is_dir() else 0
+        )
         if size > STORE_BYTES:
             await self.run("image", "rm", "--all", "--force", timeout=300)
             shutil.rmtree(self.store)

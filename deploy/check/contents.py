@@ -25,7 +25,12 @@ def findings(root: Path) -> list[str]:
             found.append(f"{name}: whoever breaks in has it at hand")
         if path.name in WORK_TREE and path.relative_to(root).parts[0] in PLACES and "site-packages" not in path.parts:
             found.append(f"{name} came along from the work tree")
-        if path.is_file() and not path.is_symlink() and path.stat().st_size < LARGEST and path.suffix not in {".py", ".pyc"}:
+        if (
+            path.is_file()
+            and not path.is_symlink()
+            and path.stat().st_size < LARGEST
+            and path.suffix not in {".py", ".pyc"}
+        ):
             found += [f"{name} holds a private key"] if PRIVATE_KEY.search(path.read_bytes()) else []
     slow = [source for source in modules(root) if not compiled(source)]
     if slow:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from deploy.check.apiserver import Cluster
 from deploy.check.manifests import Document, Rendered, pods
-from deploy.check.report import FailedCheck
+from deploy.check.report import CheckError
 
 WRITTEN = ("Namespace", "ServiceAccount")
 RESTRICTED = "pod-security.kubernetes.io/enforce"
@@ -29,7 +29,7 @@ class Broken(NamedTuple):
 
 
 async def check(cluster: Cluster, rendered: Rendered) -> str:
-    """Try all of it; returns what was tried. Raises `FailedCheck` in the server's words."""
+    """Try all of it; returns what was tried. Raises `CheckError` in the server's words."""
     namespaces = [document for document in rendered.documents if document["kind"] == "Namespace"]
     for document in namespaces:
         await cluster.namespace(document)
@@ -38,10 +38,10 @@ async def check(cluster: Cluster, rendered: Rendered) -> str:
     made = pods(rest)
     done = await cluster.try_apply([*rest, *made])
     if done.status != 0 or "warning" in done.err.lower():
-        raise FailedCheck(done.err.strip() or done.words())
+        raise CheckError(done.err.strip() or done.words())
     answered = len(done.out.splitlines())
     if answered != len(rest) + len(made):
-        raise FailedCheck(f"{len(rest) + len(made)} were sent, and the server answered for {answered}:\n{done.out}")
+        raise CheckError(f"{len(rest) + len(made)} were sent, and the server answered for {answered}:\n{done.out}")
     levels = sorted({document["metadata"].get("labels", {}).get(RESTRICTED, "no level") for document in namespaces})
     return f"{len(rest)} resources and {len(made)} pods of theirs accepted (namespaces: {', '.join(levels)})"
 
@@ -57,7 +57,7 @@ def broken(rendered: Rendered) -> list[Broken]:
     deployment["spec"]["replica"] = 3
     pod = next((pod for pod in pods(rendered.documents) if pod["metadata"]["namespace"] in restricted), None)
     if pod is None:
-        raise FailedCheck(f"{rendered.name} has no workload in a restricted namespace")
+        raise CheckError(f"{rendered.name} has no workload in a restricted namespace")
     pod["spec"]["hostNetwork"] = True
     topic = copy.deepcopy(rendered.find("KafkaTopic"))
     topic["spec"]["partition"] = topic["spec"].pop("partitions")
@@ -74,9 +74,9 @@ def _labels(document: Document) -> Mapping[str, str]:
 
 
 async def refused(cluster: Cluster, one: Broken) -> None:
-    """The server must refuse it, for its fault: a check that can't fail is none. Raises `FailedCheck`."""
+    """The server must refuse it, for its fault: a check that can't fail is none. Raises `CheckError`."""
     done = await cluster.try_apply([one.document])
     if done.status == 0:
-        raise FailedCheck(f"the server takes {one.fault}")
+        raise CheckError(f"the server takes {one.fault}")
     if one.because not in done.err:
-        raise FailedCheck(f"the server refuses {one.fault} for another reason: {done.words()}")
+        raise CheckError(f"the server refuses {one.fault} for another reason: {done.words()}")

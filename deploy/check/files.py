@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from deploy.check.commands import must, run
-from deploy.check.report import FailedCheck
+from deploy.check.report import CheckError
 from deploy.check.tools import Tools
 
 MOST_EXPOSED = 3.0
@@ -19,38 +19,41 @@ _BAD_UNIT = "[Service]\nExecStart=/nowhere/callyard hook\nProtectSystem=sometime
 
 
 async def rules(tools: Tools, folder: Path) -> str:
-    """Alert rules and their tests. Raises `FailedCheck` in promtool's words."""
-    files, tests = sorted(set(folder.glob("*.yaml")) - set(folder.glob("*.test.yaml"))), sorted(folder.glob("*.test.yaml"))
+    """Alert rules and their tests. Raises `CheckError` in promtool's words."""
+    files, tests = (
+        sorted(set(folder.glob("*.yaml")) - set(folder.glob("*.test.yaml"))),
+        sorted(folder.glob("*.test.yaml")),
+    )
     if not files or not tests:
-        raise FailedCheck(f"{folder} has {len(files)} files of rules and {len(tests)} of tests")
+        raise CheckError(f"{folder} has {len(files)} files of rules and {len(tests)} of tests")
     checked = await must(tools.promtool, "check", "rules", *files)
     tested = await must(tools.promtool, "test", "rules", *(test.name for test in tests), directory=folder)
     if "SUCCESS" not in tested.out:
-        raise FailedCheck(tested.words())
+        raise CheckError(tested.words())
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as broken:
         broken.write(_BAD_RULES)
         broken.flush()
         if (await run(tools.promtool, "check", "rules", broken.name)).status == 0:
-            raise FailedCheck("promtool takes an expression that is cut off")
+            raise CheckError("promtool takes an expression that is cut off")
     counts = re.findall(r"(\d+) rules found", checked.out)
     return f"{sum(map(int, counts))} rules and their tests ({len(tests)} files); a broken one is refused"
 
 
 async def dockerfiles(tools: Tools, folder: Path) -> str:
-    """The Dockerfiles. Raises `FailedCheck` in hadolint's words: any finding of it."""
+    """The Dockerfiles. Raises `CheckError` in hadolint's words: any finding of it."""
     files = sorted(folder.glob("*Dockerfile"))
     if not files:
-        raise FailedCheck(f"{folder} has no Dockerfile")
+        raise CheckError(f"{folder} has no Dockerfile")
     await must(tools.hadolint, "--failure-threshold", "style", *files)
     if (await run(tools.hadolint, "--failure-threshold", "style", "-", given=_BAD_DOCKERFILE)).status == 0:
-        raise FailedCheck("hadolint takes a Dockerfile without versions, users and order")
+        raise CheckError("hadolint takes a Dockerfile without versions, users and order")
     return f"{', '.join(file.name for file in files)}; a bad one is refused"
 
 
 async def units(folder: Path) -> str:
-    """The systemd units: each is understood as a whole, and hardened. Raises `FailedCheck` in systemd's words."""
+    """The systemd units: each is understood as a whole, and hardened. Raises `CheckError` in systemd's words."""
     if shutil.which("systemd-analyze") is None:
-        raise FailedCheck("systemd-analyze is missing: it comes with systemd")
+        raise CheckError("systemd-analyze is missing: it comes with systemd")
     files = sorted(path for path in folder.iterdir() if path.suffix in {".service", ".timer", ".target", ".socket"})
     notes = []
     with tempfile.TemporaryDirectory() as name:
@@ -64,20 +67,22 @@ async def units(folder: Path) -> str:
         broken = Path(name, "broken.service")
         broken.write_text(_BAD_UNIT, encoding="ascii")
         if not await _complaints([broken]):
-            raise FailedCheck("systemd-analyze takes a unit whose program doesn't exist")
+            raise CheckError("systemd-analyze takes a unit whose program doesn't exist")
     return f"exposure of {', '.join(notes)} (at most {MOST_EXPOSED}); a broken one is refused"
 
 
 def _here(unit: Path, folder: Path) -> Path:
     """A copy of the unit for a machine on which Callyard isn't installed."""
     copy = folder / unit.name
-    copy.write_text(re.sub(r"^(Exec\w+=)/opt/callyard/bin/callyard", r"\1/bin/true", unit.read_text(), flags=re.MULTILINE))
+    copy.write_text(
+        re.sub(r"^(Exec\w+=)/opt/callyard/bin/callyard", r"\1/bin/true", unit.read_text(), flags=re.MULTILINE)
+    )
     return copy
 
 
 async def _verified(units: list[Path]) -> None:
     if complaints := await _complaints(units):
-        raise FailedCheck("\n".join(complaints))
+        raise CheckError("\n".join(complaints))
 
 
 async def _complaints(units: list[Path]) -> list[str]:

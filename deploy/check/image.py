@@ -19,7 +19,7 @@ from callyard.parts.prepare import debian_mirror
 from deploy.check import contents
 from deploy.check.commands import must
 from deploy.check.containers import Podman
-from deploy.check.report import FailedCheck
+from deploy.check.report import CheckError
 
 LARGEST_MB = 400
 USER = 10001
@@ -50,13 +50,15 @@ class Image:
 async def build(podman: Podman, repository: Path, folder: Path, image: Image) -> str:
     """Build it; returns its size, and the part of it that isn't the base."""
     base = await _base(podman, folder, image.suite)
-    mounts = {Path("/etc/pip.conf"): "/etc/pip.conf"} if Path("/etc/pip.conf").is_file() and image.suite == "trixie" else {}
+    mounts = (
+        {Path("/etc/pip.conf"): "/etc/pip.conf"} if Path("/etc/pip.conf").is_file() and image.suite == "trixie" else {}
+    )
     dockerfile = repository / "deploy" / "image" / image.dockerfile
     await podman.build(dockerfile, repository, image.tag, {"BASE": base, **dict(image.arguments)}, mounts)
     size = int((await podman.inspect(image.tag, "image"))["Size"]) / 1e6
     below = int((await podman.inspect(base, "image"))["Size"]) / 1e6
     if size > LARGEST_MB:
-        raise FailedCheck(f"{image.tag} has {size:.0f} MB, more than {LARGEST_MB}")
+        raise CheckError(f"{image.tag} has {size:.0f} MB, more than {LARGEST_MB}")
     return f"{size:.0f} MB, {below:.0f} of them the base"
 
 
@@ -74,7 +76,9 @@ async def _base(podman: Podman, folder: Path, suite: str) -> str:
             hooks = [f"--customize-hook={hook}" for hook in _HOOKS]
             if own:
                 # A machine whose network has an authority of its own: pip asks the system's list, which has it so.
-                hooks.append(f'--customize-hook=mkdir -p "$1{OWN_AUTHORITIES}"; cp {OWN_AUTHORITIES}/*.crt "$1{OWN_AUTHORITIES}"')
+                hooks.append(
+                    f'--customize-hook=mkdir -p "$1{OWN_AUTHORITIES}"; cp {OWN_AUTHORITIES}/*.crt "$1{OWN_AUTHORITIES}"'
+                )
             options = ['Acquire::Check-Valid-Until "false"', 'APT::Install-Recommends "false"']
             await must(
                 "mmdebstrap", "--mode=root", "--variant=minbase", *(f"--aptopt={option}" for option in options),
@@ -86,12 +90,16 @@ async def _base(podman: Podman, folder: Path, suite: str) -> str:
 
 
 async def look(podman: Podman, image: Image) -> str:
-    """Whether it is what docs/security.md promises. Raises `FailedCheck` with all that it is not."""
+    """Whether it is what docs/security.md promises. Raises `CheckError` with all that it is not."""
     config = (await podman.inspect(image.tag, "image"))["Config"]
     wrong = []
     if config.get("User") != f"{USER}:{USER}":
         wrong.append(f"it runs as {config.get('User') or 'root'}, not as {USER}:{USER}")
-    wrong += [f"its environment holds {name}" for name in config.get("Env", ()) if re.search("SECRET|PASSWORD|TOKEN|KEY", name)]
+    wrong += [
+        f"its environment holds {name}"
+        for name in config.get("Env", ())
+        if re.search("SECRET|PASSWORD|TOKEN|KEY", name)
+    ]
     mounted = Path(await podman.must("image", "mount", image.tag))
     try:
         wrong += await asyncio.to_thread(contents.findings, mounted)
@@ -99,8 +107,10 @@ async def look(podman: Podman, image: Image) -> str:
     finally:
         await podman.must("image", "unmount", image.tag)
     if wrong:
-        raise FailedCheck(f"{image.tag}:\n" + "\n".join(wrong))
-    return f"runs as {config['User']}, no pip, compiler, key or work tree in it" + (f"; all {compiled} modules compiled" if compiled else "")
+        raise CheckError(f"{image.tag}:\n" + "\n".join(wrong))
+    return f"runs as {config['User']}, no pip, compiler, key or work tree in it" + (
+        f"; all {compiled} modules compiled" if compiled else ""
+    )
 
 
 async def start(podman: Podman, image: Image, times: int = 3) -> str:
@@ -111,5 +121,5 @@ async def start(podman: Podman, image: Image, times: int = 3) -> str:
         printed = await podman.must("run", "--rm", *CONFINED, "--network=none", image.tag, "--version")
         took.append(time.monotonic() - began)
         if not printed.startswith("callyard "):
-            raise FailedCheck(f"callyard --version says {printed!r}")
+            raise CheckError(f"callyard --version says {printed!r}")
     return f"callyard --version in {min(took):.2f} to {max(took):.2f} s, podman's own time in it"

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from deploy.check.commands import must
-from deploy.check.report import FailedCheck
+from deploy.check.report import CheckError
 from deploy.check.tools import Tools
 
 KUSTOMIZATION = "kustomization.yaml"
@@ -35,18 +35,18 @@ class Rendered:
     documents: tuple[Document, ...]
 
     def find(self, kind: str, name: str | None = None) -> Document:
-        """A resource of a kind, the first one where no name is given. Raises `FailedCheck` where there is none."""
+        """A resource of a kind, the first one where no name is given. Raises `CheckError` where there is none."""
         for document in self.documents:
             if document["kind"] == kind and name in {None, document["metadata"]["name"]}:
                 return document
-        raise FailedCheck(f"{self.name} renders no {kind} {name or ''}")
+        raise CheckError(f"{self.name} renders no {kind} {name or ''}")
 
 
 async def render(tools: Tools, directory: Path, name: str) -> Rendered:
-    """Render one folder. Raises `FailedCheck` in kustomize's words; a warning of it is a failure, too."""
+    """Render one folder. Raises `CheckError` in kustomize's words; a warning of it is a failure, too."""
     done = await must(tools.kustomize, "build", directory)
     if done.err.strip():
-        raise FailedCheck(done.words())
+        raise CheckError(done.words())
     return Rendered(name, done.out, tuple(document for document in yaml.safe_load_all(done.out) if document))
 
 

@@ -1,7 +1,7 @@
-"""Rendered pods as podman takes them: what the cluster would give them is put in, all else stays as it was rendered.
+"""Rendered pods as podman takes them: what a cluster would give them is put in, all else stays as it was rendered.
 
-Put in are settings and secrets (environment and files, with the owners and modes that the kubelet gives them), pod and
-host addresses, empty volumes, and the host's network, because Kafka listens on 127.0.0.1. Left out are probes and hooks,
+Put in are settings and secrets (environment and files, owned and readable as the kubelet makes them), pod and host
+addresses, empty volumes, and the host's network, because Kafka listens on 127.0.0.1. Left out are probes and hooks,
 which are called from here instead, and what places a pod. Kept are images, arguments, mounts, limits and all that
 confines a container. Containers that are to end before the others begin become pods of their own.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.check.manifests import Document, Rendered
-from deploy.check.report import FailedCheck
+from deploy.check.report import CheckError
 
 HOST = "127.0.0.1"
 _DEFAULT_MODE = 0o644
@@ -42,7 +42,7 @@ def config_maps(rendered: Rendered, **replaced: Mapping[str, str]) -> Contents:
         stem = name.replace("_", "-")
         matching = [known for known in found if known.rpartition("-")[0] == stem]
         if not matching:
-            raise FailedCheck(f"{rendered.name} has no ConfigMap {stem}")
+            raise CheckError(f"{rendered.name} has no ConfigMap {stem}")
         found.update(dict.fromkeys(matching, content))
     return found
 
@@ -67,7 +67,7 @@ class Adapted:
 
 
 def adapt(rendered: Document, around: Surroundings) -> Adapted:
-    """Raises `FailedCheck` where it asks for something that nobody would give it."""
+    """Raises `CheckError` where it asks for something that nobody would give it."""
     name, spec = rendered["metadata"]["name"], rendered["spec"]
     group = spec.get("securityContext", {}).get("fsGroup", 0)
     volumes = [_volume(volume, around, around.directory / name, group) for volume in spec.get("volumes", ())]
@@ -134,7 +134,7 @@ def _value(source: Mapping[str, Any], pod: str, around: Surroundings) -> str:
 
 def _content(known: Contents, name: str, kind: str) -> Mapping[str, str]:
     if name not in known:
-        raise FailedCheck(f"there is no {kind} {name}: there are {', '.join(sorted(known))}")
+        raise CheckError(f"there is no {kind} {name}: there are {', '.join(sorted(known))}")
     return known[name]
 
 
@@ -164,9 +164,8 @@ def _files(place: Path, source: Mapping[str, Any], around: Surroundings, mode: i
     items = reference.get("items") or [{"key": key, "path": key} for key in content]
     for item in items:
         if item["key"] not in content:
-            raise FailedCheck(f"{reference} asks for {item['key']}, and there is {', '.join(content)}")
+            raise CheckError(f"{reference} asks for {item['key']}, and there is {', '.join(content)}")
         file = place / item["path"]
         file.write_text(content[item["key"]], encoding="utf-8")
         os.chown(file, 0, group)
         file.chmod(item.get("mode", mode))
-

@@ -1,16 +1,43 @@
-"""One line for each check: what held, or what did not and why. A check is failed by a `CommandError`; a bug is no check."""
+"""One line for each check: what held, or what did not and why. A `CommandError` fails a check; a bug ends the run."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from callyard.errors import CommandError
 
 
-class FailedCheck(CommandError):
+class CheckError(CommandError):
     """What was checked does not hold. The text says what, in the words of the program that found it."""
+
+
+class Check:
+    """One check: its block does it, and calls this with what is worth knowing of one that holds."""
+
+    def __init__(self, report: Report, name: str) -> None:
+        self._report = report
+        self._name = name
+        self._notes: list[str] = []
+        self._began = time.monotonic()
+
+    def __call__(self, note: str) -> None:
+        self._notes.append(note)
+
+    def __enter__(self) -> Check:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        took = time.monotonic() - self._began
+        if error is None:
+            self._report.passed += 1
+            self._report.line("ok", took, self._name, "; ".join(self._notes))
+            return False
+        if isinstance(error, CommandError):
+            self._report.failed += 1
+            self._report.line("FAIL", took, self._name, str(error))
+            return True
+        return False
 
 
 class Report:
@@ -20,27 +47,18 @@ class Report:
         self._say = say
         self.passed = 0
         self.failed = 0
-        self.began = time.monotonic()
+        self._began = time.monotonic()
 
-    @contextmanager
-    def check(self, name: str) -> Iterator[Callable[[str], None]]:
-        """One check: the block does it, and calls what it gets with what is worth knowing of one that holds."""
-        notes: list[str] = []
-        began = time.monotonic()
-        try:
-            yield notes.append
-        except CommandError as error:
-            self.failed += 1
-            self._line("FAIL", began, name, str(error))
-        else:
-            self.passed += 1
-            self._line("ok", began, name, "; ".join(notes))
+    def check(self, name: str) -> Check:
+        """A check that begins now. One that fails is told, and what follows its block goes on."""
+        return Check(self, name)
 
     def summary(self) -> str:
-        return f"{self.passed} checks hold, {self.failed} fail ({time.monotonic() - self.began:.0f} s)"
+        return f"{self.passed} checks hold, {self.failed} fail ({time.monotonic() - self._began:.0f} s)"
 
-    def _line(self, word: str, began: float, name: str, text: str) -> None:
+    def line(self, word: str, seconds: float, name: str, text: str) -> None:
+        """Print how one went."""
         first, *more = text.splitlines() or [""]
-        self._say(f"{word:4} {time.monotonic() - began:6.1f} s  {name}{': ' if first else ''}{first}")
+        self._say(f"{word:4} {seconds:6.1f} s  {name}{': ' if first else ''}{first}")
         for line in more:
             self._say(f"{'':15}{line}")

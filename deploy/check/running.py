@@ -1,4 +1,4 @@
-"""Containers that run, and what is measured of each: how soon it is ready, its memory, how fast it ends when told to."""
+"""Containers that run, and what is measured of each: how soon it is ready, its memory, how fast it ends on SIGTERM."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from callyard.parts.ports import LOOPBACK
 from deploy.check.containers import Podman
 from deploy.check.manifests import Document
 from deploy.check.pods import Adapted
-from deploy.check.report import FailedCheck
+from deploy.check.report import CheckError
 
 READY_SECONDS = 120.0
 
@@ -32,7 +32,7 @@ class Containers:
             await self._play(first)
             status = await self._podman.must("wait", name)
             if status != "0":
-                raise FailedCheck(f"{name} ended with status {status}:\n{await self.log(name)}")
+                raise CheckError(f"{name} ended with status {status}:\n{await self.log(name)}")
         await self._play(adapted.pod)
 
     async def _play(self, pod: Document) -> None:
@@ -52,13 +52,13 @@ class Containers:
         return (await self._podman.run("exec", name, *argv)).status
 
     async def ready(self, name: str, answers: Callable[[], Awaitable[bool]]) -> str:
-        """Wait until it is ready; returns how long that took since its start, and its memory. Raises `FailedCheck`."""
+        """Wait until it is ready; returns how long that took since its start, and its memory. Raises `CheckError`."""
         began = time.monotonic()
         while not await answers():
             state = await self.state(name)
             if not state["Running"] or time.monotonic() - began > READY_SECONDS:
                 how = f"ended with status {state['ExitCode']}" if not state["Running"] else "is not ready"
-                raise FailedCheck(f"{name} {how} after {time.monotonic() - began:.0f} s:\n{await self.log(name)}")
+                raise CheckError(f"{name} {how} after {time.monotonic() - began:.0f} s:\n{await self.log(name)}")
             await asyncio.sleep(0.02)
         now = time.time()
         state = await self.state(name)
@@ -67,18 +67,21 @@ class Containers:
     async def memory(self, name: str) -> str:
         """The memory of its first process: now, and at most."""
         pid = (await self.state(name))["Pid"]
-        lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
-        now, most = (int(lines[field].split()[0]) // 1024 for field in ("VmRSS", "VmHWM"))
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+        fields = dict(line.split(":", 1) for line in status.splitlines())
+        now, most = (int(fields[field].split()[0]) // 1024 for field in ("VmRSS", "VmHWM"))
         return f"{now} MB (at most {most})"
 
     async def stop(self, name: str, grace: int) -> str:
-        """SIGTERM, as the kubelet sends it; returns how long it took. Raises `FailedCheck` where it doesn't end well."""
+        """SIGTERM, as the kubelet sends it; returns how long it took. Raises `CheckError` where it doesn't end well."""
         began = time.monotonic()
         await self._podman.must("stop", f"--time={grace}", name, timeout=grace + 60)
         took = time.monotonic() - began
         state = await self.state(name)
         if state["ExitCode"] != 0 or took >= grace:
-            raise FailedCheck(f"{name} took {took:.1f} s of {grace}, status {state['ExitCode']}:\n{await self.log(name)}")
+            raise CheckError(
+                f"{name} took {took:.1f} s of {grace}, status {state['ExitCode']}:\n{await self.log(name)}"
+            )
         return f"{took:.1f} s of {grace}, status 0"
 
 

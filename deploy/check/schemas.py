@@ -16,7 +16,7 @@ import yaml
 
 from deploy.check.commands import Done, run
 from deploy.check.manifests import Document
-from deploy.check.report import FailedCheck
+from deploy.check.report import CheckError
 from deploy.check.tools import Tools
 
 _SHARED = "shared-definitions.json"
@@ -98,10 +98,10 @@ def _closed(schema: Any) -> Any:
 
 
 async def check(tools: Tools, folder: Path, documents: Sequence[Document]) -> int:
-    """Hold these against the schemas; returns how many there were. Raises `FailedCheck` in kubeconform's words."""
+    """Hold these against the schemas; returns how many there were. Raises `CheckError` in kubeconform's words."""
     done = await _kubeconform(tools, folder, documents)
     if done.status != 0:
-        raise FailedCheck(done.out.strip() or done.words())
+        raise CheckError(done.out.strip() or done.words())
     return len(documents)
 
 
@@ -109,9 +109,11 @@ async def refused(tools: Tools, folder: Path, document: Document, because: str) 
     """A manifest that is wrong must be refused, for this reason: a check that can't fail is none."""
     done = await _kubeconform(tools, folder, [document])
     if done.status == 0:
-        raise FailedCheck(f"kubeconform takes {document['kind']} {document['metadata']['name']}, which is wrong: {because}")
+        raise CheckError(
+            f"kubeconform takes {document['kind']} {document['metadata']['name']}, which is wrong: {because}"
+        )
     if because not in done.out:
-        raise FailedCheck(f"kubeconform refuses it for another reason than {because!r}: {done.out}")
+        raise CheckError(f"kubeconform refuses it for another reason than {because!r}: {done.out}")
 
 
 async def _kubeconform(tools: Tools, folder: Path, documents: Sequence[Document]) -> Done:

@@ -1,7 +1,7 @@
-"""What the pods find around them: Kafka, a node (FreeSWITCH's double and its SIP side), settings and secrets of its own.
+"""What the pods find around them: Kafka, a node (FreeSWITCH's double and its SIP side), settings and secrets.
 
-All of it is on this machine, on 127.0.0.1, and ends with the block. The rendered settings hold but for what names another
-machine: addresses, ports, and the way to Kafka.
+All of it is on this machine, on 127.0.0.1, and ends with the block. The rendered settings hold but for what names
+another machine: addresses, ports, and the way to Kafka.
 """
 
 from __future__ import annotations
@@ -76,9 +76,7 @@ async def running(rendered: Rendered, directory: Path) -> AsyncIterator[Site]:
 
         nodes = {"nodes": f"{NODE} {signer.public_key} {LOOPBACK}\n"}
         yield Site(
-            around=Surroundings(
-                directory / "volumes", _secrets(), changes, config_maps(rendered, node_keys=nodes)
-            ),  # fmt: skip
+            around=Surroundings(directory / "volumes", _secrets(), changes, config_maps(rendered, node_keys=nodes)),
             kafka={name: value for name, value in bus.items() if value is not None},
             hook={
                 "CALLYARD_NODE_ID": NODE,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from callyard.cache import cache_folder, locked
 from deploy.check.commands import must, run
-from deploy.check.report import FailedCheck
+from deploy.check.report import CheckError
 
 KUBERNETES = "1.37.2"
 KUSTOMIZE = "5.8.1"
@@ -48,7 +48,7 @@ class Tools:
 
 
 async def prepare() -> Tools:
-    """Find all of them, prepare what is missing. Raises `FailedCheck` with what stands in the way."""
+    """Find all of them, prepare what is missing. Raises `CheckError` with what stands in the way."""
     folder = cache_folder().absolute() / "kubernetes"
     with locked(folder / "tools.lock"):
         servers = folder / f"kubernetes-{KUBERNETES}"
@@ -71,11 +71,15 @@ async def prepare() -> Tools:
 
 async def _require_go() -> None:
     if shutil.which("go") is None:
-        raise FailedCheck(f"Go {LEAST_GO[0]}.{LEAST_GO[1]} or newer is needed to build Kubernetes' programs: https://go.dev/dl")
+        raise CheckError(
+            f"Go {LEAST_GO[0]}.{LEAST_GO[1]} or newer is needed to build Kubernetes' programs: https://go.dev/dl"
+        )
     version = (await must("go", "env", "GOVERSION", environment=_GO)).out.strip()
     numbers = re.match(r"go(\d+)\.(\d+)", version)
     if numbers is None or (int(numbers[1]), int(numbers[2])) < LEAST_GO:
-        raise FailedCheck(f"{version} is too old to build Kubernetes {KUBERNETES}: it takes Go {LEAST_GO[0]}.{LEAST_GO[1]}")
+        raise CheckError(
+            f"{version} is too old to build Kubernetes {KUBERNETES}: it takes Go {LEAST_GO[0]}.{LEAST_GO[1]}"
+        )
 
 
 async def _build_kubernetes(target: Path) -> None:
@@ -136,7 +140,7 @@ async def _debian(program: str, package: str, folder: Path) -> Path:
     if found.is_file():
         return found
     if shutil.which("apt-get") is None:
-        raise FailedCheck(f"{program} is missing, and this is no Debian whose package {package} could be fetched")
+        raise CheckError(f"{program} is missing, and this is no Debian whose package {package} could be fetched")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as name:
         work = Path(name)

@@ -21,7 +21,7 @@ from deploy.check.containers import Podman
 from deploy.check.image import CONFINED, USER, Image
 from deploy.check.manifests import Document, Rendered
 from deploy.check.manifests import pods as rendered_pods
-from deploy.check.report import FailedCheck, Report
+from deploy.check.report import CheckError, Report
 from deploy.check.running import Containers, answers
 
 CONFERENCE = "49001"
@@ -54,7 +54,9 @@ async def check(report: Report, podman: Podman, image: Image, rendered: Rendered
             secret = _readable(around.key)
             options = (*CONFINED, "--network=host", f"--volume={secret}:/etc/callyard/node.key:ro")
             environment = {**around.kafka, **around.hook}
-            await podman.must("run", "--detach", f"--name={HOOK}", *options, *_variables(environment), image.tag, "hook")
+            await podman.must(
+                "run", "--detach", f"--name={HOOK}", *options, *_variables(environment), image.tag, "hook"
+            )
             say(await containers.ready(HOOK, lambda: answers(around.ports["hook"], "/readyz")))
             started.append(Started(HOOK, HOOK_GRACE))
         if report.failed == failed:
@@ -71,9 +73,8 @@ async def _pod(report: Report, containers: Containers, around: site.Site, pod: D
     adapted = None
     with report.check(f"pod: {pod['metadata']['name']}") as say:
         adapted = pods.adapt(pod, around.around)
-        began = time.monotonic()
         await containers.play(adapted)
-        say(f"{len(adapted.first)} containers ran first, {len(adapted.containers)} run; {time.monotonic() - began:.1f} s")
+        say(f"{len(adapted.first)} containers ran first, {len(adapted.containers)} run")
     if adapted is None:
         return []
     for name, rendered in adapted.containers.items():
@@ -98,7 +99,7 @@ def _probe(
         return asked
     named = next((one for one in rendered["ports"] if one["name"] == probe["httpGet"]["port"]), None)
     if named is None or port is None:
-        raise FailedCheck(f"{container} has no port {probe['httpGet']['port']}, which its probe asks")
+        raise CheckError(f"{container} has no port {probe['httpGet']['port']}, which its probe asks")
 
     async def healthy() -> bool:
         return await answers(port, probe["httpGet"]["path"])
@@ -107,7 +108,7 @@ def _probe(
 
 
 async def _call(around: site.Site, directory: Path) -> str:
-    """A caller waits for a conference, which begins; returns how long it then took. Raises `FailedCheck`."""
+    """A caller waits for a conference, which begins; returns how long it then took. Raises `CheckError`."""
     calls = [sipp.Call("+493012345678", f"{CONFERENCE}#")]
     async with sipp.calling(directory / "caller", (LOOPBACK, around.sip_port), calls) as caller:
         await caller.saw("answered", timeout=20)
@@ -115,7 +116,7 @@ async def _call(around: site.Site, directory: Path) -> str:
         around.control.open(CONFERENCE)
         [talking, *more] = await around.node.saw("answered", timeout=30)
         if more or talking.conference != CONFERENCE:
-            raise FailedCheck(f"the node talks to {[talking, *more]}")
+            raise CheckError(f"the node talks to {[talking, *more]}")
         await caller.hang_up()
     return f"put through {1000 * (talking.at - opened):.0f} ms after the conference had begun"
 
@@ -125,7 +126,7 @@ async def _end(containers: Containers, one: Started) -> str:
     if one.before:
         began = time.monotonic()
         if await containers.execute(one.name, *one.before) != 0:
-            raise FailedCheck(f"{' '.join(one.before)} failed:\n{await containers.log(one.name)}")
+            raise CheckError(f"{' '.join(one.before)} failed:\n{await containers.log(one.name)}")
         note = f"{' '.join(one.before)} {time.monotonic() - began:.1f} s, then "
     return note + await containers.stop(one.name, one.grace)
 
