@@ -19,13 +19,12 @@ from callyard.errors import CommandError
 from callyard.settings import KafkaSettings
 from callyard.topics import topics
 
-ROUNDS = 3
 Found = tuple[dict[str, Any], float]
 """What a command printed, and the most memory it had, in MB."""
 
 
-async def audit(settings: KafkaSettings) -> dict[str, Any]:
-    """Entries a second of verify and replay, and of a bare consumer; of three rounds the middle one."""
+async def audit(settings: KafkaSettings, rounds: int) -> dict[str, Any]:
+    """Entries a second of verify and replay, and of a bare consumer; of so many rounds the middle one."""
     journal = topics(settings).journal.name
     bare = [sys.executable, "-m", "bench.bare", journal, str(settings.partitions)]
     verify = [sys.executable, "-m", "callyard.main", "audit", "verify", "--json"]
@@ -33,7 +32,7 @@ async def audit(settings: KafkaSettings) -> dict[str, Any]:
     rates: dict[str, list[float]] = {"bare": [], "verify": [], "replay": []}
     peaks: dict[str, float] = {}
     entries = 0
-    for _ in range(ROUNDS):  # in turn, so that what else happens on the machine happens to all
+    for _ in range(rounds):  # in turn, so that what else happens on the machine happens to all
         for name, command, counted in (
             ("bare", bare, "records"), ("verify", verify, "records"), ("replay", replay, "compared"),
         ):  # fmt: skip

@@ -64,7 +64,8 @@ async def _spread(source: KafkaSettings, folder: Path, days: int) -> KafkaSettin
     """The backlog decided again, over weeks, the first of which was so many days ago."""
     target = source.model_copy(update={"topic_prefix": "replay-spread"})
     await ensure(target)
-    times = [record.timestamp for record in await read(source, topics(source).calls.name)]
+    names = [topic.name for topic in topics(source).inputs]
+    times = [record.timestamp for name in names for record in await read(source, name)]
     file = folder / "spread.toml"
     file.write_text(
         f'[kafka]\nbootstrap_servers = "{target.bootstrap_servers}"\npartitions = {target.partitions}\n'
@@ -160,6 +161,10 @@ def _moment(ms: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(ms / 1000))
 
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
 def command(
     entries: Annotated[int, typer.Option(min=1, help="Entries of the journal, at least.")] = 10_000_000,
     inputs: Annotated[int, typer.Option(min=400, help="Inputs of the journal that is copied.")] = 100_000,
@@ -173,4 +178,4 @@ def command(
 
 
 if __name__ == "__main__":
-    typer.run(command)
+    app()

@@ -31,6 +31,8 @@ class Plan:
     callers: int = 200
     polling_callers: int = 40
     inputs: int = 20_000
+    audits: int = 3
+    """Rounds of which the middle one counts."""
     events: int = 40_000
     remembered: int = 1_000_000
     """Events after which the hook's memory is looked at."""
@@ -43,8 +45,8 @@ class Plan:
     def quick(cls, parts: frozenset[str]) -> Plan:
         """All of it in little time."""
         return cls(
-            parts, callers=20, polling_callers=5, inputs=2_000, events=4_000, remembered=40_000, side_by_side=True,
-            limit_seconds=120,
+            parts, callers=20, polling_callers=5, inputs=2_000, audits=1, events=4_000, remembered=40_000,
+            side_by_side=True, limit_seconds=120,
         )  # fmt: skip
 
 
@@ -123,7 +125,7 @@ class _Run:
         if self._plan.parts & {STREAM, AUDIT}:  # the journal that the audit reads is the one that the stream wrote
             backlog = await throughput.stream(running.kafka, self._directory / STREAM, self._plan.inputs)
             await self.part(STREAM, lambda: _known(backlog))
-            await self.part(AUDIT, lambda: audit.audit(throughput.backlog(running.kafka)))
+            await self.part(AUDIT, lambda: audit.audit(throughput.backlog(running.kafka), self._plan.audits))
 
 
 async def _known(found: Mapping[str, Any]) -> Mapping[str, Any]:

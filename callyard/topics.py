@@ -74,7 +74,9 @@ def topics(settings: KafkaSettings) -> Topics:
     replayed = settings.replayed
     written = {"message.timestamp.type": "CreateTime"} if replayed else {}
     append_time = {"message.timestamp.type": "LogAppendTime", "index.interval.bytes": str(1024 * 1024)}
-    kept = {"cleanup.policy": "delete", "segment.ms": str(DAY_MS), **append_time}
+    # Segments go by the records' own times, so a long past replayed would be one file for each of its days.
+    rolled = str(_NEVER_MS if replayed else DAY_MS)
+    kept = {"cleanup.policy": "delete", "segment.ms": rolled, **append_time}
     # The broker unpacks what senders compress: no reader needs their codecs, and none unpacks a bomb.
     plain = {"compression.type": "uncompressed"}
 
@@ -232,6 +234,7 @@ a week) retention may remove a record, because it removes whole segments."""
 _AT_LEAST = frozenset({"retention.ms", "max.message.bytes"})
 """Topic settings of which more is as good; the others must be equal."""
 _FOR_EVER = "-1"
+_NEVER_MS = 2**63 - 1
 
 
 def _satisfied(key: str, wanted: str, found: str | None) -> bool:

@@ -76,7 +76,10 @@ def test_a_quick_run_measures_every_part(tmp_path: Path) -> None:
     assert parts["polling"]["total"]["count"] == 5
     assert parts["hook"]["memory: events"] >= 40_000
     assert parts["hook"]["ESL bytes to Kafka's client, p50, ms"] > 0
-    assert len(found["aims"]) == 3
+    assert parts["audit"]["entries"] > 2_000
+    assert parts["audit"]["verified a second"] > 0
+    assert parts["audit"]["decided again a second"] > 0
+    assert len(found["aims"]) == 5
     for sample in parts["openings"]["samples"]:
         moments = list(sample.values())
         # Asterisk's answer may be read after DialBegin; timestamps of whole milliseconds may be half of one off.

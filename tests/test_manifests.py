@@ -11,6 +11,7 @@ import pytest
 from agents import worker as agent
 from ast_config import command as asterisk
 from callyard.settings import (
+    AmiSettings,
     AsteriskSettings,
     HealthSettings,
     KafkaSettings,
@@ -277,3 +278,34 @@ def test_nothing_under_kubernetes_is_left_out() -> None:
             settings = documents(file.parent / "kustomization.yaml")[0]
             listed = {*settings.get("resources", []), *(patch.get("path") for patch in settings.get("patches", []))}
             assert file.name in listed, file
+
+
+def test_the_guide_speaks_of_what_there_is() -> None:
+    text = (DEPLOY.parent / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"CALLYARD_[A-Z][A-Z_]*[A-Z]", text))
+    assert len(named) > 10
+    assert named <= set(variables())
+    for path in re.findall(r"`((?:base|gateway|strimzi|components|overlays)/[\w./-]*)`", text):
+        assert (KUBERNETES / path).exists(), path
+    for path in re.findall(r"deploy/[\w./-]*\w", text):
+        assert path.startswith("deploy/kubernetes/overlays/mine") or (DEPLOY.parent / path).exists(), path
+    for path in re.findall(r"\]\(([\w./-]+\.md)\)", text):
+        assert (DEPLOY.parent / "docs" / path).exists(), path
+    # What the guide says of draining is what the manifests do.
+    spec = one_of(rendered("small"), "StatefulSet", "gateway")["spec"]["template"]["spec"]
+    longest = one_of(rendered("small"), "ConfigMap", "gateway-settings")["data"][
+        "CALLYARD_ASTERISK_LONGEST_CALL_SECONDS"
+    ]
+    assert f"({spec['terminationGracePeriodSeconds']:,})" in text
+    assert f"({int(longest):,}: four hours)" in text
+
+
+def test_the_guides_packet_filter_has_the_gateways_ports(found: list[dict[str, Any]], tmp_path: Path) -> None:
+    text = (DEPLOY.parent / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    dropped = " ".join(re.findall(r"dport \{([^}]*)\} drop", text))
+    spec = one_of(found, "StatefulSet", "gateway")["spec"]["template"]["spec"]
+    for container in containers(spec):
+        assert all(str(port["hostPort"]) in dropped for port in container.get("ports", []))
+    settings = loaded(found, spec, spec["initContainers"][0], tmp_path)
+    assert f"{settings[AsteriskSettings].rtp_first_port}-{settings[AsteriskSettings].rtp_last_port}" in dropped
+    assert str(settings[AmiSettings].port) in dropped
