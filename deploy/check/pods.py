@@ -27,11 +27,11 @@ Contents = Mapping[str, Mapping[str, str]]
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a cluster would give a pod. ``changes`` are what must be otherwise here, by container; None removes it."""
+    """What a cluster would give a pod. ``changes`` are what must be otherwise here, by container."""
 
     directory: Path
     secrets: Contents
-    changes: Callable[[str], Mapping[str, str | None]]
+    changes: Callable[[str], Mapping[str, str]]
     config_maps: Contents
 
 
@@ -116,12 +116,7 @@ def _environment(container: Document, pod: str, around: Surroundings) -> dict[st
         found.update(_content(around.config_maps, source["configMapRef"]["name"], "ConfigMap"))
     for one in container.get("env", ()):
         found[one["name"]] = one["value"] if "value" in one else _value(one["valueFrom"], pod, around)
-    for name, value in around.changes(container["name"]).items():
-        if value is None:
-            found.pop(name, None)
-        else:
-            found[name] = value
-    return found
+    return {**found, **around.changes(container["name"])}
 
 
 def _value(source: Mapping[str, Any], pod: str, around: Surroundings) -> str:

@@ -92,16 +92,17 @@ def _seconds(stamp: str) -> float:
     return datetime.fromisoformat(f"{whole.rstrip('Z')}+00:00").timestamp() + float(f"0.{fraction or 0}")
 
 
-async def answers(port: int, path: str) -> bool:
-    """Whether a worker's health says 200, as the kubelet asks it."""
+async def get(port: int, path: str) -> tuple[int, str]:
+    """Status and body of what a worker serves beside its work; status 0 where it doesn't answer."""
     try:
         reader, writer = await asyncio.open_connection(LOOPBACK, port)
     except OSError:
-        return False
+        return 0, ""
     try:
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: {LOOPBACK}\r\nConnection: close\r\n\r\n".encode())
-        return (await asyncio.wait_for(reader.readline(), 5)).split()[1:2] == [b"200"]
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {LOOPBACK}\r\n\r\n".encode())
+        head, _, body = (await asyncio.wait_for(reader.read(), 5)).decode().partition("\r\n\r\n")
+        return int(head.split(" ")[1]) if head else 0, body
     except (OSError, asyncio.TimeoutError):
-        return False
+        return 0, ""
     finally:
         writer.close()

@@ -12,26 +12,29 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from callyard.kafka import embedded
 from callyard.parts import freeswitch, sipp
 from callyard.parts.ports import LOOPBACK, free_sip_port
 from callyard.processes import free_port
 from callyard.signing import Signer
+from deploy.check import bus
 from deploy.check.manifests import Rendered
 from deploy.check.pods import Surroundings, config_maps
+from deploy.check.report import CheckError
 
 NODE = "node-1"
+FOLDER = "/etc/callyard"
+"""Where the hook finds its secrets."""
 WORKERS = ("stream", "agent", "agent-standby", "hook")
 
 
 @dataclass(frozen=True)
 class Site:
-    """``ports``: where each worker answers for its health. ``hook``: the hook's settings; its key is in the files."""
+    """``ports``: where each worker answers for its health. ``hook``: its settings, ``files``: its secrets by name."""
 
     around: Surroundings
-    kafka: Mapping[str, str]
+    kafka: bus.Bus
     hook: Mapping[str, str]
-    key: Path
+    files: Mapping[str, str]
     ports: Mapping[str, int]
     sip_port: int
     control: freeswitch.FreeSwitch
@@ -42,19 +45,15 @@ class Site:
 async def running(rendered: Rendered, directory: Path) -> AsyncIterator[Site]:
     """The surroundings of these manifests' pods."""
     async with (
-        embedded.running(directory / "kafka") as kafka,
+        bus.running(rendered, directory / "bus") as kafka,
         freeswitch.FreeSwitch() as control,
         sipp.node(directory / "node", name=NODE) as node,
     ):
         signer, pem = Signer.make()
-        key = directory / "node.key"
-        key.write_text(pem, encoding="ascii")
         ports = {worker: free_port(LOOPBACK) for worker in WORKERS}
-        bus: dict[str, str | None] = {
-            "CALLYARD_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
-            "CALLYARD_KAFKA_SECURITY_PROTOCOL": "PLAINTEXT",
-            "CALLYARD_KAFKA_REPLICATION_FACTOR": "1",
-            **dict.fromkeys(f"CALLYARD_KAFKA_{name}" for name in ("SSL_CAFILE", *_SASL)),
+        reached = {
+            "CALLYARD_KAFKA_BOOTSTRAP_SERVERS": kafka.secured,
+            "CALLYARD_KAFKA_REPLICATION_FACTOR": str(kafka.plain.replication_factor),
         }
         sip_port, ami_port = free_sip_port(), free_port(LOOPBACK)
         gateway = {
@@ -68,26 +67,37 @@ async def running(rendered: Rendered, directory: Path) -> AsyncIterator[Site]:
             "CALLYARD_ASTERISK_NODE_RTP_TIMEOUT_SECONDS": "0",
         }
 
-        def changes(container: str) -> Mapping[str, str | None]:
-            own: dict[str, str | None] = {"CALLYARD_HEALTH_HOST": LOOPBACK}
+        def changes(container: str) -> Mapping[str, str]:
+            own = {"CALLYARD_HEALTH_HOST": LOOPBACK}
             if container in ports:
                 own["CALLYARD_HEALTH_PORT"] = str(ports[container])
-            return {**bus, **own, **({} if container == "stream" else gateway)}
+            return {**reached, **own, **({} if container == "stream" else gateway)}
 
         nodes = {"nodes": f"{NODE} {signer.public_key} {LOOPBACK}\n"}
+        user = next((name for name in kafka.passwords if name.startswith("callyard-node")), None)
+        if user is None:
+            raise CheckError(f"{rendered.name} has no user for a node among {', '.join(kafka.passwords)}")
         yield Site(
-            around=Surroundings(directory / "volumes", _secrets(), changes, config_maps(rendered, node_keys=nodes)),
-            kafka={name: value for name, value in bus.items() if value is not None},
+            around=Surroundings(
+                directory / "volumes", _secrets(kafka), changes, config_maps(rendered, node_keys=nodes)
+            ),
+            kafka=kafka,
             hook={
+                **reached,
+                "CALLYARD_KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
+                "CALLYARD_KAFKA_SASL_MECHANISM": "SCRAM-SHA-512",
+                "CALLYARD_KAFKA_SASL_USERNAME": user,
+                "CALLYARD_KAFKA_SASL_PASSWORD_FILE": f"{FOLDER}/password",
+                "CALLYARD_KAFKA_SSL_CAFILE": f"{FOLDER}/ca.crt",
                 "CALLYARD_NODE_ID": NODE,
                 "CALLYARD_NODE_SIP_URI": node.uri(),
-                "CALLYARD_NODE_SIGNING_KEY_FILE": "/etc/callyard/node.key",
+                "CALLYARD_NODE_SIGNING_KEY_FILE": f"{FOLDER}/node.key",
                 "CALLYARD_ESL_PORT": str(control.port),
                 "CALLYARD_ESL_PASSWORD": control.password,
                 "CALLYARD_HEALTH_HOST": LOOPBACK,
                 "CALLYARD_HEALTH_PORT": str(ports["hook"]),
             },
-            key=key,
+            files={"node.key": pem, "password": kafka.passwords[user], "ca.crt": kafka.authority.read_text()},
             ports=ports,
             sip_port=sip_port,
             control=control,
@@ -95,14 +105,10 @@ async def running(rendered: Rendered, directory: Path) -> AsyncIterator[Site]:
         )
 
 
-_SASL = ("SASL_MECHANISM", "SASL_USERNAME", "SASL_PASSWORD_FILE")
-
-
-def _secrets() -> dict[str, dict[str, str]]:
-    """What Strimzi and the operator would have made, with contents of this run's own."""
+def _secrets(kafka: bus.Bus) -> dict[str, dict[str, str]]:
+    """What Strimzi's operators and the site's owner would have made."""
     return {
-        "callyard-stream": {"password": secrets.token_hex(16)},
-        "callyard-gateway": {"password": secrets.token_hex(16)},
-        "callyard-cluster-ca-cert": {"ca.crt": "no certificate: this Kafka is asked without TLS\n"},
+        **{user: {"password": password} for user, password in kafka.passwords.items()},
+        "callyard-cluster-ca-cert": {"ca.crt": kafka.authority.read_text(encoding="ascii")},
         "callyard-ami": {"secret": secrets.token_hex(16)},
     }

@@ -7,6 +7,7 @@ first, then Asterisk, then the sidecars.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import time
@@ -22,9 +23,11 @@ from deploy.check.image import CONFINED, USER, Image
 from deploy.check.manifests import Document, Rendered
 from deploy.check.manifests import pods as rendered_pods
 from deploy.check.report import CheckError, Report
-from deploy.check.running import Containers, answers
+from deploy.check.running import READY_SECONDS, Containers, get
 
 CONFERENCE = "49001"
+PARKED = 'callyard_stream_callers{state="parked"} 1.0'
+"""The stream's metrics, once the caller waits."""
 HOOK = "hook"
 HOOK_GRACE = 15
 """TimeoutStopSec of its systemd unit."""
@@ -44,20 +47,19 @@ async def check(report: Report, podman: Podman, image: Image, rendered: Rendered
     started: list[Started] = []
     failed = report.failed
     async with site.running(rendered, directory) as around:
-        with report.check("container: callyard topics") as say:
-            options = (*CONFINED, "--network=host", *_variables(around.kafka))
-            topics = json.loads(await podman.must("run", "--rm", *options, image.tag, "topics", "--json"))
-            say(f"{sum(topic['created'] for topic in topics)} topics made")
+        with report.check("container: callyard topics --check") as say:
+            environment = {"CALLYARD_KAFKA_BOOTSTRAP_SERVERS": around.kafka.plain.bootstrap_servers}
+            environment["CALLYARD_KAFKA_REPLICATION_FACTOR"] = str(around.kafka.plain.replication_factor)
+            options = (*CONFINED, "--network=host", *_variables(environment))
+            topics = json.loads(await podman.must("run", "--rm", *options, image.tag, "topics", "--check", "--json"))
+            say(f"{len(topics)} topics, made as they are rendered, are as they must be")
         for pod in rendered_pods(rendered.documents):
             started += await _pod(report, containers, around, pod)
         with report.check("container: hook") as say:
-            secret = _readable(around.key)
-            options = (*CONFINED, "--network=host", f"--volume={secret}:/etc/callyard/node.key:ro")
-            environment = {**around.kafka, **around.hook}
-            await podman.must(
-                "run", "--detach", f"--name={HOOK}", *options, *_variables(environment), image.tag, "hook"
-            )
-            say(await containers.ready(HOOK, lambda: answers(around.ports["hook"], "/readyz")))
+            secrets = _files(directory / HOOK, around.files)
+            options = (*CONFINED, "--network=host", f"--volume={secrets}:{site.FOLDER}:ro", *_variables(around.hook))
+            await podman.must("run", "--detach", f"--name={HOOK}", *options, image.tag, "hook")
+            say(await containers.ready(HOOK, lambda: _is_200(around.ports["hook"], "/readyz")))
             started.append(Started(HOOK, HOOK_GRACE))
         if report.failed == failed:
             with report.check("a caller, through these containers") as say:
@@ -102,16 +104,25 @@ def _probe(
         raise CheckError(f"{container} has no port {probe['httpGet']['port']}, which its probe asks")
 
     async def healthy() -> bool:
-        return await answers(port, probe["httpGet"]["path"])
+        return await _is_200(port, probe["httpGet"]["path"])
 
     return healthy
+
+
+async def _is_200(port: int, path: str) -> bool:
+    status, _ = await get(port, path)
+    return status == 200
 
 
 async def _call(around: site.Site, directory: Path) -> str:
     """A caller waits for a conference, which begins; returns how long it then took. Raises `CheckError`."""
     calls = [sipp.Call("+493012345678", f"{CONFERENCE}#")]
     async with sipp.calling(directory / "caller", (LOOPBACK, around.sip_port), calls) as caller:
-        await caller.saw("answered", timeout=20)
+        deadline = time.monotonic() + READY_SECONDS
+        while PARKED not in (await get(around.ports["stream"], "/metrics"))[1].splitlines():
+            if time.monotonic() > deadline:
+                raise CheckError(f"the caller did not come to wait within {READY_SECONDS:.0f} s: {caller.events()}")
+            await asyncio.sleep(0.05)
         opened = time.time()
         around.control.open(CONFERENCE)
         [talking, *more] = await around.node.saw("answered", timeout=30)
@@ -135,7 +146,11 @@ def _variables(environment: Mapping[str, str]) -> list[str]:
     return [f"--env={name}={value}" for name, value in environment.items()]
 
 
-def _readable(secret: Path) -> Path:
-    os.chown(secret, USER, USER)
-    secret.chmod(0o400)
-    return secret
+def _files(folder: Path, content: Mapping[str, str]) -> Path:
+    """A folder of secrets that only the container's user reads."""
+    folder.mkdir(parents=True)
+    for name, text in content.items():
+        (folder / name).write_text(text, encoding="utf-8")
+        os.chown(folder / name, USER, USER)
+        (folder / name).chmod(0o400)
+    return folder
