@@ -121,6 +121,7 @@ def test_every_variable_anywhere_under_deploy_is_a_setting() -> None:
 def test_images_are_the_overlays(found: list[dict[str, Any]]) -> None:
     images = {container["image"] for _, spec in pod_specs(found) for container in containers(spec)}
     assert len(images) == 2
+    assert not any(image.endswith(":latest") for image in images)
     for image in images:
         assert re.fullmatch(r"registry\.example\.org/callyard(-asterisk)?:\S+", image)
 
