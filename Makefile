@@ -13,8 +13,8 @@ help:
 	@echo "make docs     write what docs/ has from the code anew"
 	@echo "make bench    measure latencies; writes JSON"
 	@echo "make chaos    kill, freeze and cut everything while callers come and go; a quarter of an hour"
-	@echo "make manifests    check all of deploy/ by a real API server and in real containers (ARGS='--only manifests' chooses)"
-	@echo "make image-lock   pin what the image installs anew, from pyproject.toml"
+	@echo "make manifests  check all of deploy/ by a real API server and in real containers (ARGS='--only manifests' chooses)"
+	@echo "make image-lock  pin what the image installs anew, from pyproject.toml"
 	@echo "make clean    remove .venv, the cache and what tools left behind"
 
 setup:
