@@ -28,6 +28,7 @@ calls side by side, so that two hundred callers of one conference don't wait for
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 
 import structlog
@@ -181,7 +182,7 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         async with clients.consumer(
             self._settings,
             group_id=group_of(self._settings, self._gateway_id),
-            client_id=f"agent-{self._gateway_id}",
+            client_id=f"agent-{self._gateway_id}-{os.getpid()}",
             auto_offset_reset="earliest",
             session_timeout_ms=SESSION_MS,
             heartbeat_interval_ms=HEARTBEAT_MS,

@@ -28,6 +28,7 @@ from callyard.errors import CommandError
 from callyard.fence import Fence
 from callyard.health import Health
 from callyard.nodes import AllowedNodes
+from callyard.notify import Notifier
 from callyard.records import CallerForm
 from callyard.settings import AmiSettings, GatewaySettings, KafkaSettings, Loaded, PrivacySettings
 from callyard.tasks import Tasks
@@ -65,7 +66,12 @@ async def work(settings: Loaded, stop: asyncio.Event, health: Health) -> None:
     health.require("the group has said who speaks for the gateway", lambda: dials.joined.is_set() and fence.holds)
     health.require("the owner has announced all calls", lambda: not dials.owner or publisher.announced.is_set())
 
+    notifier = Notifier()
     tasks = Tasks()
+    for name, task in notifier.tasks(
+        health.missing, lambda: "speaks for its gateway" if dials.owner else "stands by for its gateway"
+    ).items():
+        tasks.start(name, task)
     tasks.start("publish", publisher.run())
     tasks.start("watch", publisher.watch())
     tasks.start("gateway", gateway.run())
@@ -79,6 +85,7 @@ async def work(settings: Loaded, stop: asyncio.Event, health: Health) -> None:
         raise CommandError(str(error)) from None
     finally:
         telling.cancel()
+        notifier.stopping()
 
 
 async def _tell_ready(gateway: Gateway, dials: Dials, publisher: Publisher) -> None:

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ast_config.dialogue import music
-from ast_config.files import present
-from ast_config.render import is_ours
+from ast_config.render import owned
 from ast_config.sounds import missing_sounds
 from callyard.doctor import Finding, Findings
 from callyard.settings import AmiSettings, AsteriskSettings, SipSettings
@@ -26,14 +25,15 @@ AGAIN = "render again: callyard render asterisk --out DIRECTORY (--diff shows wh
 
 def check_files(directory: Path, files: Mapping[str, str]) -> list[Finding]:
     """Whether the directory holds what would be rendered, unchanged, and who may read it."""
-    found, there = Findings("files"), present(directory, files)
+    found, ours = Findings("files"), owned(files)
+    there = ours.present(directory)
     for name, content in sorted(files.items()):
         path = directory / name
         if name not in there:
             found.wrong(f"{path} is missing", AGAIN)
             continue
         if there[name] != content:
-            if is_ours(there[name]):
+            if ours.is_ours(name, there[name]):
                 found.wrong(f"{path} is not what the settings ask for", AGAIN)
             else:
                 found.wrong(f"{path} is not Callyard's, or was edited since", f"move it away, then {AGAIN}")

@@ -8,8 +8,7 @@ from rich.console import Console
 
 from ast_config import check as checks
 from ast_config import speech
-from ast_config.files import differences, write
-from ast_config.render import ValueRefusedError, render
+from ast_config.render import ValueRefusedError, owned, render
 from callyard import doctor
 from callyard.settings import AmiSettings, AsteriskSettings, GatewaySettings, Loaded, SettingsError, SipSettings
 
@@ -38,13 +37,13 @@ def run(settings: Loaded, directory: Path, *, diff: bool, join: bool) -> int:
     With ``diff`` it is 0 where nothing would change, else 1, as diff(1) has it. With ``join`` only those files are
     written that an Asterisk of one's own includes.
     """
-    files = rendered(settings, join=join)
+    files = owned(rendered(settings, join=join))
     out = Console(soft_wrap=True, markup=False, highlight=False)
     if diff:
-        text = differences(directory, files)
+        text = files.differences(directory)
         out.print(text, end="")
         return 1 if text else 0
-    written = write(directory, files)
+    written = files.write(directory)
     if not written:
         out.print(f"{directory} is up to date")
         return 0

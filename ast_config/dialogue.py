@@ -6,8 +6,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ast_config.sounds import DIGITS
-from callyard.dialogue_settings import pairs, words
 from callyard.settings import AsteriskSettings
+from callyard.settings.dialogue import pairs, words
 
 
 def music(settings: AsteriskSettings) -> str:

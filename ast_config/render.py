@@ -8,8 +8,9 @@ know is an error (StrictUndefined), never an empty string.
 from __future__ import annotations
 
 import functools
-import hashlib
 import ipaddress
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ast_config.dialogue import dialogue
 from callyard.nodes import AllowedNodes
+from callyard.owned_files import SEMICOLON, Rendered, sealed
 from callyard.settings import AmiSettings, AsteriskSettings, GatewaySettings, SipSettings
 
 TEMPLATES = Path(__file__).parent / "templates"
-DIGEST = "; callyard-digest: "
-HEADER = """\
-; Rendered by 'callyard render asterisk'. Change Callyard's settings instead of this file: it isn't overwritten once
-; it was edited by hand.
-"""
-
+COMMAND = "callyard render asterisk"
+MODE = 0o640
+"""manager.conf holds a secret; the directory's group (Asterisk's) may read."""
+_SECRET = re.compile(r"^([-+ ]\s*(?:secret|password)\s*=).*$", re.MULTILINE)
 
 # As callyard.records.SIP_URI_PATTERN, in what POSIX and a function's argument in the dialplan allow.
 URI_PATTERN = r"^sips?:[A-Za-z0-9._+-]+@[][A-Za-z0-9:.-]+(;transport=(udp|tcp|tls))?$"
@@ -90,7 +90,13 @@ def render(
         "managers": settings.manager_networks.split(","),
     }
     templates = JOINED if join else {name: name for name in names()}
-    return {name: sealed(environment.get_template(f"{of}.j2").render(values)) for name, of in templates.items()}
+    bodies = {name: environment.get_template(f"{of}.j2").render(values) for name, of in templates.items()}
+    return {name: sealed(body, SEMICOLON, COMMAND) for name, body in bodies.items()}
+
+
+def owned(files: Mapping[str, str]) -> Rendered:
+    """These rendered files as they are written: Asterisk reads as a user of its own, whose group the directory has."""
+    return Rendered(COMMAND, files, dict.fromkeys(files, SEMICOLON), mode=MODE, group=True, secret=_SECRET)
 
 
 @functools.cache
@@ -144,15 +150,3 @@ def _permitted(settings: AsteriskSettings, nodes: str | None) -> list[str] | Non
     if allowed.any:
         return None
     return list(dict.fromkeys([*settings.trunk_networks.split(","), *map(str, allowed.networks)]))
-
-
-def sealed(body: str) -> str:
-    """A file's content with the header that says it is rendered, and from what: the digest of what follows it."""
-    return f"{HEADER}{DIGEST}{hashlib.sha256(body.encode()).hexdigest()}\n{body}"
-
-
-def is_ours(content: str) -> bool:
-    """Whether this content was rendered, and not changed since."""
-    head, _, rest = content.partition(DIGEST)
-    digest, newline, body = rest.partition("\n")
-    return bool(newline) and not head.replace(HEADER, "") and sealed(body).endswith(f"{DIGEST}{digest}\n{body}")

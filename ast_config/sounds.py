@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from callyard.dialogue_settings import pairs
 from callyard.settings import AsteriskSettings
+from callyard.settings.dialogue import pairs
 
 FORMATS = frozenset(
     {"alaw", "g722", "gsm", "pcm", "sln", "sln16", "sln48", "ul", "ulaw", "wav", "wav16", "wav49", "WAV"}

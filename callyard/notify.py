@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
 
 import structlog
 
@@ -17,6 +18,7 @@ log = structlog.get_logger(__name__)
 
 WATCHDOG_SHARE = 3
 """So many times within systemd's limit a healthy worker says so: two may be lost."""
+LOOK_SECONDS = 0.25
 
 
 class Notifier:
@@ -63,6 +65,31 @@ class Notifier:
         except OSError as error:
             log.warning("systemd was not told", message=message.decode(), error=str(error))
 
+    async def follow(self, missing: Callable[[], Sequence[str]], well: Callable[[], str]) -> None:
+        """Tell for ever how a worker is: once that it is ready, and each change of what is missing.
+
+        ``missing`` names what keeps it from being ready, as `callyard.health.Health.missing` does; ``well`` is its
+        status where nothing does. Losing and regaining a connection leaves it ready for systemd.
+        """
+        ready, told = False, ""
+        while True:
+            wanting = missing()
+            status = f"missing: {'; '.join(wanting)}" if wanting else well()
+            if not ready and not wanting:
+                ready = True
+                self.ready(status)
+            elif status != told:
+                self.status(status)
+            told = status
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def tasks(
+        self, missing: Callable[[], Sequence[str]], well: Callable[[], str]
+    ) -> dict[str, Coroutine[Any, Any, None]]:
+        """The tasks, by name, of a worker that tells all of it: see `follow` and `watch`."""
+        watched = {"watchdog": self.watch()} if self.watchdog_seconds is not None else {}
+        return {"systemd": self.follow(missing, well), **watched}
+
     async def watch(self, healthy: Callable[[], bool] = lambda: True) -> None:
         """Feed the watchdog for ever, as long as the event loop runs and ``healthy()``."""
         if self.watchdog_seconds is None:
@@ -75,7 +102,7 @@ class Notifier:
 
 def _watchdog_seconds(env: Mapping[str, str]) -> float | None:
     # WATCHDOG_PID names whom it is meant for: a child must not take its parent's watchdog for its own.
-    if env.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+    if (env.get("WATCHDOG_PID") or str(os.getpid())) != str(os.getpid()):
         return None
     microseconds = env.get("WATCHDOG_USEC", "")
     return int(microseconds) / 1_000_000 if microseconds.isdecimal() and int(microseconds) else None

@@ -59,6 +59,9 @@ def rights(settings: KafkaSettings) -> Mapping[str, tuple[Right, ...]]:
         "auditor": (
             Right("topic", prefix, "prefix", ("Read", "Describe", "DescribeConfigs")),
             Right("group", f"{prefix}-audit-", "prefix", ("Read",)),
+            # Who decides and who speaks, and how far they are ('callyard status').
+            Right("group", stream_id(settings), "literal", ("Describe",)),
+            Right("group", f"{prefix}-agent-", "prefix", ("Describe",)),
         ),
         "scaler": (look, Right("group", stream_id(settings), "literal", ("Describe",))),
     }

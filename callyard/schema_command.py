@@ -98,7 +98,7 @@ def settings_reference() -> str:
     """The reference of all settings as it stands in docs/settings.md."""
     parts = [
         "# Settings",
-        "Made by `callyard schema --settings`; change `callyard/settings.py` instead.",
+        "Made by `callyard schema --settings`; change `callyard/settings/` instead.",
         "Each setting is an environment variable. It may also stand in the TOML file that `--config` names, under the"
         " table given here and without the prefix: `CALLYARD_KAFKA_PARTITIONS` is `partitions` in `[kafka]`. The"
         " environment wins. A secret may come from a file instead: `CALLYARD_AMI_SECRET_FILE` names it. A variable that"

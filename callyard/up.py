@@ -3,12 +3,16 @@
 It supervises and does nothing else: the workers are the same processes as anywhere (``callyard stream``, ``agent``,
 ``hook``), each with its own settings, and share nothing but Kafka. They are in this command's process group; the
 embedded Kafka is not, so that at Ctrl-C it outlives those who still write to it.
+
+Under systemd it is ready once the stream is: who can't reach Asterisk or FreeSWITCH yet is no reason to end the others.
 """
 
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -18,6 +22,7 @@ from callyard import log, main, tasks
 from callyard.cache import state_folder
 from callyard.errors import CommandError
 from callyard.kafka import embedded
+from callyard.notify import Notifier
 from callyard.options import ConfigOption
 from callyard.processes import Child, worker
 from callyard.settings import (
@@ -36,6 +41,7 @@ from callyard.settings import (
     given,
     load,
 )
+from callyard.supervised import WATCHDOG_SECONDS, Told
 from callyard.topics_command import ensure
 
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -115,20 +121,47 @@ async def _run_workers(
 ) -> None:  # fmt: skip
     created = await ensure(settings[KafkaSettings])
     _say("topics", f"created: {', '.join(created)}" if created else "all there")
-    running = tasks.Tasks()
+    running, notifier = tasks.Tasks(), Notifier()
+    children: dict[str, Told] = {}
+    for name, task in notifier.tasks(lambda: _missing(children), lambda: _status(children)).items():
+        running.start(name, task)
     if kafka is not None:
         running.start("kafka", _keep_kafka(kafka, stop))
-    for part in (STREAM, AGENT, HOOK):
-        if part in parts:
+    with tempfile.TemporaryDirectory(prefix="callyard-up-") as sockets:
+        for part in (STREAM, AGENT, HOOK):
+            if part not in parts:
+                missing = " or ".join(f"CALLYARD_{group.table.upper()}_…" for group in part.wanted_by)
+                _say(part.command, f"left out: no {missing} setting is given (docs/settings.md)")
+                continue
+            told = Told(Path(sockets, part.command), _teller(part.command, children))
+            children[part.command] = told
             child = worker(
-                part.command, *(["--config", str(config)] if config else []), environment=_port_of(part, settings)
-            )
-            running.start(part.command, _keep(child, stop))
-        else:
-            missing = " or ".join(f"CALLYARD_{group.table.upper()}_…" for group in part.wanted_by)
-            _say(part.command, f"left out: no {missing} setting is given (docs/settings.md)")
-    _say("up", "Ctrl-C ends all of it")
-    await running.run(stop)
+                part.command, *(["--config", str(config)] if config else []),
+                environment={**_port_of(part, settings), **told.environment},
+            )  # fmt: skip
+            running.start(f"{part.command} told", told.receive())
+            running.start(part.command, _keep(child, told, stop))
+        _say("up", "Ctrl-C ends all of it")
+        try:
+            await running.run(stop)
+        finally:
+            notifier.stopping()
+            for told in children.values():
+                told.close()
+
+
+def _teller(name: str, children: dict[str, Told]) -> Callable[[], None]:
+    """What is called when a worker has said something new: it is for people, too."""
+    return lambda: _say(name, children[name].status)
+
+
+def _missing(children: dict[str, Told]) -> list[str]:
+    stream = children.get(STREAM.command)
+    return [] if stream is not None and stream.ready else ["the stream is not ready"]
+
+
+def _status(children: dict[str, Told]) -> str:
+    return ", ".join(f"{name}: {told.status}" for name, told in children.items())
 
 
 def _port_of(part: Part, settings: Loaded) -> dict[str, str]:
@@ -137,19 +170,32 @@ def _port_of(part: Part, settings: Loaded) -> dict[str, str]:
     return {HealthSettings.variable("port"): str(port + (STREAM, AGENT, HOOK).index(part))} if port else {}
 
 
-async def _keep(child: Child, stop: asyncio.Event) -> None:
-    """Run a child, again whenever it ends; end it when cancelled."""
+async def _keep(child: Child, told: Told, stop: asyncio.Event) -> None:
+    """Run a child, again whenever it ends or stands still; end it when cancelled."""
     pause = BACKOFF_SECONDS
     try:
         while True:
+            told.begin()
             child.start()
             began = time.monotonic()
             _say(child.name, f"started (process {child.pid})")
-            await child.wait()
+            await _until_it_ends(child, told)
             pause = await _again(child.name, child.ended(), began, pause, stop)
     finally:
         await child.stop(STOP_SECONDS)
         _say(child.name, "ended")
+
+
+async def _until_it_ends(child: Child, told: Told) -> None:
+    ended, still = asyncio.ensure_future(child.wait()), asyncio.ensure_future(told.stands_still())
+    try:
+        await asyncio.wait([ended, still], return_when=asyncio.FIRST_COMPLETED)
+        if still.done() and not ended.done():
+            _say(child.name, f"says nothing for {WATCHDOG_SECONDS:g} s; ending it")
+            await child.kill()
+    finally:
+        ended.cancel()
+        still.cancel()
 
 
 async def _keep_kafka(kafka: embedded.EmbeddedKafka, stop: asyncio.Event) -> None:

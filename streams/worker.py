@@ -27,6 +27,7 @@ from prometheus_client import Counter, Gauge
 from callyard import clients, health, topics
 from callyard.fence import Fence, FencedError, fence_producer
 from callyard.health import Health
+from callyard.notify import Notifier
 from callyard.settings import (
     HealthSettings,
     KafkaSettings,
@@ -78,6 +79,7 @@ def make_app(settings: Loaded, fence: Fence) -> GuardedApp:
         fence=fence,
         broker=servers,
         broker_credentials=_credentials(kafka),
+        broker_client_id=_name(),  # what 'callyard status' shows
         datadir="/nonexistent/callyard",  # the memory store writes nothing: see the guard
         store="memory://",
         processing_guarantee="at_least_once",  # exactly_once bypasses outputs and crashes a second worker
@@ -97,6 +99,10 @@ def make_app(settings: Loaded, fence: Fence) -> GuardedApp:
         autodiscover=False,
         origin="streams",
     )
+
+
+def _name() -> str:
+    return f"stream:{socket.gethostname()}:{os.getpid()}"
 
 
 def _credentials(kafka: KafkaSettings) -> Any:
@@ -121,7 +127,7 @@ class Worker:
         self.topics: Topics = topics.topics(self.kafka)
         self.fence = Fence(settings[StreamSettings].session_seconds)
         self.app = make_app(settings, self.fence)
-        self.name = f"stream:{socket.gethostname()}:{os.getpid()}"
+        self.name = _name()
         self._settings = settings
         self._resources = contextlib.AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
@@ -255,13 +261,17 @@ class Worker:
             positions[TP(tp.topic, tp.partition)] = max(first, following)
         return positions
 
+    @property
+    def partitions(self) -> int:
+        """How many partitions this worker has."""
+        return len({tp.partition for tp in self.app.consumer.assignment()})
+
     def _on_ready(self) -> None:
         self.settled = True
         seconds = time.monotonic() - self._revoked_at
         REBALANCES.inc()
         RECOVERY_SECONDS.set(seconds)
-        log.info("ready", partitions=len({tp.partition for tp in self.app.consumer.assignment()}),
-                 seconds=round(seconds, 3))  # fmt: skip
+        log.info("ready", partitions=self.partitions, seconds=round(seconds, 3))
 
     async def _on_shutdown(self, *_: Any, **__: Any) -> None:
         await self.engine.revoke()
@@ -323,17 +333,24 @@ async def _main(settings: Loaded, stop: asyncio.Event, told: Health) -> None:
     told.require("the group has lately confirmed this worker", lambda: worker.fence.holds)
     for topic in worker.topics.inputs:
         LAG.labels(topic.name).set_function(functools.partial(worker.lag, topic.name))
+    notifier = Notifier()
+    telling = [
+        asyncio.create_task(task, name=name)
+        for name, task in notifier.tasks(told.missing, lambda: f"decides for {worker.partitions} partitions").items()
+    ]
     worker.app.in_worker = True
     starting = asyncio.create_task(worker.app.start(), name="faust")
     crashed = asyncio.create_task(worker.app.wait_until_stopped(), name="faust stopped")
     stopping = asyncio.create_task(stop.wait(), name="stop")
-    await asyncio.wait([crashed, stopping], return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait([crashed, stopping, *telling], return_when=asyncio.FIRST_COMPLETED)
     if not stop.is_set():
-        end_process(worker.app.crash_reason or RuntimeError("Faust stopped by itself"))
+        failed = next((task.exception() for task in telling if task.done()), None)
+        end_process(worker.app.crash_reason or failed or RuntimeError("Faust stopped by itself"))
+    notifier.stopping()
     await worker.app.stop()
-    for task in (starting, crashed, stopping):
+    for task in (starting, crashed, stopping, *telling):
         task.cancel()
-    await asyncio.gather(starting, crashed, stopping, return_exceptions=True)
+    await asyncio.gather(starting, crashed, stopping, *telling, return_exceptions=True)
 
 
 def check_snapshots(settings: Loaded) -> None:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
 from ast_config import render as rendering
-from ast_config.files import MODE, ForeignFileError, differences, write
-from ast_config.render import ValueRefusedError, is_ours, names, render
+from ast_config.render import MODE, ValueRefusedError, names, owned, render
 from callyard.main import main
+from callyard.owned_files import ForeignFileError
 from callyard.settings import AmiSettings, AsteriskSettings, SettingsError, SipSettings, load
 
 AMI = AmiSettings(secret="secret")
@@ -28,7 +28,7 @@ def test_every_file_is_rendered_and_sealed() -> None:
     files = render(AsteriskSettings(), AMI)
     assert sorted(files) == names()
     assert {"pjsip.conf", "manager.conf", "extensions_callyard.conf", "res_parking.conf"} <= set(files)
-    assert all(is_ours(content) for content in files.values())
+    assert all(owned(files).is_ours(name, content) for name, content in files.items())
     assert render(AsteriskSettings(), AMI) == files
 
 
@@ -213,41 +213,42 @@ def test_manager_interface_is_on_loopback_or_speaks_tls(ami: dict[str, Any], nam
 def test_files_for_an_asterisk_of_ones_own() -> None:
     files = render(AsteriskSettings(), AmiSettings(secret="s", host="asterisk"), join=True)
     assert sorted(files) == names(join=True)
-    assert all(name.endswith("_callyard.conf") and is_ours(content) for name, content in files.items())
+    assert all(
+        name.endswith("_callyard.conf") and owned(files).is_ours(name, content) for name, content in files.items()
+    )
 
 
 def test_what_is_printed_holds_no_secret(tmp_path: Path) -> None:
     sip = SipSettings.model_validate({**REGISTRATION, "trunk_password": "hunter2"})
-    write(tmp_path, render(AsteriskSettings(), AmiSettings(secret="first"), sip))
-    text = differences(
-        tmp_path, render(AsteriskSettings(), AmiSettings(secret="other"), SipSettings.model_validate(REGISTRATION))
-    )
+    owned(render(AsteriskSettings(), AmiSettings(secret="first"), sip)).write(tmp_path)
+    other = render(AsteriskSettings(), AmiSettings(secret="other"), SipSettings.model_validate(REGISTRATION))
+    text = owned(other).differences(tmp_path)
     assert [secret for secret in ("first", "other", "hunter2") if secret in text] == []
     assert ("-secret = (not shown)" in text, "-password = (not shown)" in text) == (True, True)
 
 
 def test_writes_updates_and_then_has_nothing_to_do(tmp_path: Path) -> None:
     out = tmp_path / "etc"
-    assert write(out, render(AsteriskSettings(), AMI)) == names()
+    assert owned(render(AsteriskSettings(), AMI)).write(out) == names()
     assert {path.name for path in out.iterdir()} == set(names())
     assert (out / "manager.conf").stat().st_mode & 0o777 == MODE
-    changed = render(AsteriskSettings(lot_size=5), AMI)
-    assert "+parkpos => 1-5\n" in differences(out, changed)
-    assert write(out, changed) == ["res_parking.conf"]
-    assert (write(out, changed), differences(out, changed)) == ([], "")
+    changed = owned(render(AsteriskSettings(lot_size=5), AMI))
+    assert "+parkpos => 1-5\n" in changed.differences(out)
+    assert changed.write(out) == ["res_parking.conf"]
+    assert (changed.write(out), changed.differences(out)) == ([], "")
 
 
 @pytest.mark.parametrize("edited", [True, False])
 def test_foreign_or_edited_file_is_left_alone_and_nothing_is_written(tmp_path: Path, edited: bool) -> None:
     files = render(AsteriskSettings(), AMI)
     if edited:
-        write(tmp_path, files)
+        owned(files).write(tmp_path)
         (tmp_path / "pjsip.conf").write_text(files["pjsip.conf"] + "; by hand\n")
     else:
         (tmp_path / "pjsip.conf").write_text("[mine]\n")
     before = {path.name: path.read_text() for path in tmp_path.iterdir()}
     with pytest.raises(ForeignFileError, match=r"pjsip\.conf"):
-        write(tmp_path, render(AsteriskSettings(sip_port=5070, lot_size=3), AMI))
+        owned(render(AsteriskSettings(sip_port=5070, lot_size=3), AMI)).write(tmp_path)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
 
 

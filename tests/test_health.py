@@ -14,6 +14,7 @@ import pytest
 from callyard import health, metrics_reference
 from callyard.errors import CommandError
 from callyard.health import Health, serving
+from callyard.main import main
 from callyard.processes import free_port
 from callyard.settings import HealthSettings, KafkaSettings
 from callyard.topics import topics
@@ -158,3 +159,26 @@ async def test_a_stream_worker_tells_what_it_holds_and_what_it_decided(
 
 async def is_told(port: int, name: str, value: float) -> bool:
     return await metric(port, name) == value
+
+
+async def test_the_command_asks_the_worker_beside_it(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def asked(*words: str) -> tuple[int, str]:
+        status = await asyncio.to_thread(main, ["health", *words])
+        out, err = capfd.readouterr()
+        return status, out + err
+
+    assert await asked() == (2, "callyard health: settings:\n  CALLYARD_HEALTH_PORT is 0: nothing is served; set it,"
+                                " for the worker and here\n")  # fmt: skip
+    told = Health(asyncio.Event())
+    async with server(told) as port:
+        monkeypatch.setenv("CALLYARD_HEALTH_PORT", str(port))
+        assert await asked() == (1, "callyard health: missing: the worker is starting\n")
+        assert await asked("--live") == (0, "alive\n")
+        told.require("Kafka", lambda: True)
+        assert await asked() == (0, "ready\n")
+        monkeypatch.setenv("CALLYARD_HEALTH_HOST", "0.0.0.0")
+        assert await asked() == (0, "ready\n")
+    status, text = await asked()
+    assert (status, text.startswith(f"callyard health: nothing answers at 127.0.0.1:{port}: ")) == (1, True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -110,3 +110,11 @@ async def journal(
 def out() -> Console:
     """Standard output for people's lines; as wide as they are."""
     return Console(soft_wrap=True, markup=False, highlight=False)
+
+
+def grid(names: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Columns as wide as what is in them; a terminal may break the lines, a file doesn't."""
+    lines = [names, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
+    cells = ([f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join("  " + "  ".join(line).rstrip() for line in cells)

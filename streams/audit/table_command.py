@@ -13,13 +13,12 @@ import typer
 
 from callyard.options import ConfigOption, JsonOption
 from callyard.settings import KafkaSettings, Loaded, PolicySettings, load
-from callyard.topics import topics
-from streams.audit.fold import DeskState, Fold
-from streams.audit.options import UnreadableOption, ZoneOption, errors, journal, lookback_ms, out
-from streams.audit.reading import Span, Unreadable, reading
+from streams.audit.fold import Fold
+from streams.audit.options import UnreadableOption, ZoneOption, errors, grid, journal, lookback_ms, out
+from streams.audit.present import read_present
+from streams.audit.reading import Span, Unreadable
 from streams.audit.table import CallerLine, Difference, RegistrationLine, Table, differences, table_of
 from streams.audit.times import MOMENT_HELP, lasted, moment, shown, zone_of
-from streams.rows import decode, split_key
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -64,26 +63,7 @@ def command(
 
 async def present(kafka: KafkaSettings, conference: str | None = None) -> Table:
     """The table as the stream's changelog has it now."""
-    desks: dict[str, DeskState] = {}
-    async with reading(kafka, [topics(kafka).changelog.name]) as found:
-        async for batch in found.batches():
-            for record in batch:
-                if record.key is not None:
-                    _take_row(desks, record.key, record.value)
-    return table_of(desks.values(), conference)
-
-
-def _take_row(desks: dict[str, DeskState], key: bytes, value: bytes | None) -> None:
-    partition, conference, kind, rest = split_key(key)
-    if kind == "@":
-        return
-    desk = desks.setdefault(conference, DeskState(conference, partition))
-    if value is not None:
-        desk.take(decode(kind, value))
-    elif kind == "r":
-        desk.registrations.pop(rest, None)
-    elif kind == "s":
-        desk.stays.pop(rest, None)
+    return table_of((await read_present(kafka)).desks.values(), conference)
 
 
 async def past(
@@ -114,11 +94,11 @@ def _show(table: Table, when_ms: int, zone: tzinfo, *, json: bool) -> None:
     console = out()
     console.print(f"As of {shown(when_ms, zone)}: {len(table.registrations)} registrations, {_states(table.callers)}")
     if table.registrations:
-        console.print(_grid(("conference", "node", "since", "SIP URI"),
+        console.print(grid(("conference", "node", "since", "SIP URI"),
                             ((r.conference, r.node_id, shown(r.since_ms, zone), r.sip_uri)
                              for r in table.registrations)))  # fmt: skip
     if table.callers:
-        console.print(_grid(("conference", "call", "caller", "state", "for", "attempts", "node"),
+        console.print(grid(("conference", "call", "caller", "state", "for", "attempts", "node"),
                             (_caller(c, when_ms) for c in table.callers)))  # fmt: skip
 
 
@@ -132,14 +112,6 @@ def _states(callers: Iterable[CallerLine]) -> str:
     for caller in callers:
         counts[caller.state] = counts.get(caller.state, 0) + 1
     return ", ".join(f"{count} callers {state}" for state, count in sorted(counts.items())) or "no callers"
-
-
-def _grid(names: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """Columns as wide as what is in them; a terminal may break the lines, a file doesn't."""
-    lines = [names, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
-    cells = ([f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)] for line in lines)
-    return "\n".join("  " + "  ".join(line).rstrip() for line in cells)
 
 
 def _show_differences(found: list[Difference], one: int, two: int, zone: tzinfo, *, json: bool) -> None:

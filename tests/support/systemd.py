@@ -25,10 +25,10 @@ class Systemd:
         self.messages.append(message)
         return message
 
-    async def until(self, state: str) -> list[dict[str, str]]:
+    async def until(self, state: str, timeout: float = 20) -> list[dict[str, str]]:
         """The messages up to the one that says ``state`` (``READY``, …), that one the last."""
         first = len(self.messages)
-        while state not in await self.receive():
+        while state not in await self.receive(timeout):
             pass
         return self.messages[first:]
 
