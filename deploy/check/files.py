@@ -11,7 +11,7 @@ from deploy.check.commands import must, run
 from deploy.check.report import CheckError
 from deploy.check.tools import Tools
 
-MOST_EXPOSED = 3.0
+MOST_EXPOSED = 2.0
 """The highest exposure that ``systemd-analyze security`` may give a unit (0 is the best, 10 the worst)."""
 _BAD_RULES = "groups: [{name: broken, rules: [{alert: Broken, expr: 'callyard_ready =='}]}]\n"
 _BAD_DOCKERFILE = "FROM debian\nRUN cd /tmp && apt-get install python3\n"
