@@ -47,12 +47,12 @@ from agents.gateway import Gateway
 from agents.inbox import Held, Inbox, Taken
 from agents.mirror import Mirror, Redirect, Refused
 from agents.publish import Publisher
-from callyard import clients
+from callyard import access, clients
 from callyard.broker_clock import BrokerClock
-from callyard.errors import CommandError
 from callyard.fence import Fence, watch_heartbeat
 from callyard.nodes import AllowedNodes
 from callyard.records import FailureReason, Instruction, RecordError, TellInstruction, split_sip_uri
+from callyard.rights import agent_group
 from callyard.settings import KafkaSettings
 from callyard.topics import Topics, partition_of
 
@@ -71,15 +71,12 @@ SETTLE_SECONDS = 1.0
 DRAIN_SECONDS = 2.0
 """At the end: longest wait until Kafka has what was said, and for the offsets."""
 POLL_MS = 100
+REFUSED_SECONDS = 1.0
+"""Between two questions to a Kafka that refuses."""
 
 INSTRUCTIONS = Counter("callyard_agent_instructions", "Dial instructions, by what became of them.", ["outcome"])
 OWNER = Gauge("callyard_agent_owner", "1 where this process speaks for its gateway, 0 where it stands by.")
 LAG = Gauge("callyard_agent_lag", "Instructions in the gateway's partition that are not carried out or refused yet.")
-
-
-def group_of(settings: KafkaSettings, gateway_id: str) -> str:
-    """The consumer group of a gateway's agents."""
-    return f"{settings.topic_prefix}-agent-{gateway_id}"
 
 
 class NodeNotAllowedError(ValueError):
@@ -113,6 +110,8 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         self._next_commit = 0.0
         self._answers: set[asyncio.Task[None]] = set()
         self._bug: BaseException | None = None
+        self._told: set[str] = set()
+        self._refused_at = 0.0
         self.joined = asyncio.Event()
         """Set once the group has said whether this process speaks for the gateway."""
         LAG.set_function(self._lag)
@@ -168,20 +167,23 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
             self.joined.set()
 
     async def run(self) -> None:
-        """Read and apply until cancelled. Raises `CommandError` when Kafka does not permit it."""
-        try:
-            await self._run()
-        except (TopicAuthorizationFailedError, GroupAuthorizationFailedError) as error:
-            group = group_of(self._settings, self._gateway_id)
-            raise CommandError(
-                f"Kafka lets this user not read {self._partition.topic} in group {group} ({error!r}):"
-                " grant it READ on both"
-            ) from None
+        """Read and apply until cancelled. Raises `KafkaUnreachableError` at the start alone."""
+        while True:
+            try:
+                await self._be_member()
+            except GroupAuthorizationFailedError as error:
+                # A client that its group refused once never joins again, whatever it is allowed later.
+                await self._refused(error)
+            except clients.KafkaUnreachableError as error:
+                if not self._told:
+                    raise
+                log.warning("cannot join the group again yet", why=str(error))
+                await asyncio.sleep(REFUSED_SECONDS)
 
-    async def _run(self) -> None:
+    async def _be_member(self) -> None:
         async with clients.consumer(
             self._settings,
-            group_id=group_of(self._settings, self._gateway_id),
+            group_id=agent_group(self._settings, self._gateway_id),
             client_id=f"agent-{self._gateway_id}-{os.getpid()}",
             auto_offset_reset="earliest",
             session_timeout_ms=SESSION_MS,
@@ -194,14 +196,41 @@ class Dials(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
             consumer.subscribe([self._partition.topic], listener=self)
             try:
                 while True:
-                    await self._round(consumer)
-            except asyncio.CancelledError:
+                    try:
+                        await self._round(consumer)
+                    except TopicAuthorizationFailedError as error:
+                        # The client asks on by itself, and instructions wait on the topic.
+                        await self._refused(error)
+                    else:
+                        self._permitted(consumer)
+            except (asyncio.CancelledError, GroupAuthorizationFailedError):
+                self._take_over = False
+                self._turn += 1
                 if self._owner:
                     await self._hand_over()
                 raise
             finally:
                 for task in self._answers:
                     task.cancel()
+
+    async def _refused(self, error: KafkaError) -> None:
+        """Say which right is missing, and wait a moment."""
+        group = isinstance(error, GroupAuthorizationFailedError)
+        resource = agent_group(self._settings, self._gateway_id) if group else self._partition.topic
+        why = access.why(self._settings, "gateway", "Read", resource, error)
+        self._refused_at = time.monotonic()
+        if why not in self._told:
+            self._told.add(why)
+            log.error("no instructions can be read; they wait", why=why)
+        await asyncio.sleep(REFUSED_SECONDS)
+
+    def _permitted(self, consumer: AIOKafkaConsumer) -> None:
+        # Between two refusals the client says nothing, too, nor while it doesn't even see the topic.
+        if not self._told or time.monotonic() - self._refused_at < 3 * REFUSED_SECONDS:
+            return
+        if self._fence.holds and consumer.partitions_for_topic(self._partition.topic):
+            self._told.clear()
+            log.info("instructions can be read again")
 
     async def _round(self, consumer: AIOKafkaConsumer) -> None:
         batches = await consumer.getmany(timeout_ms=POLL_MS)

@@ -27,14 +27,13 @@ from collections.abc import Iterable
 from functools import partial
 
 import structlog
-from aiokafka.errors import ClusterAuthorizationFailedError, KafkaError, TopicAuthorizationFailedError
+from aiokafka.errors import KafkaError
 from aiokafka.structs import RecordMetadata
 from prometheus_client import Counter
 
 from agents.mirror import Mirror
-from callyard import clients
+from callyard import access, clients
 from callyard.broker_clock import BrokerClock
-from callyard.errors import CommandError
 from callyard.fence import Fence, FencedError, fence_producer
 from callyard.records import CallerLeft, CallRecord
 from callyard.sending import Sender
@@ -77,6 +76,7 @@ class Publisher:
         self._wake = asyncio.Event()
         self._speaking = False
         self._behind = False
+        self._told_why = ""
         self._announce = False
         self._voice = 0
         self._held_back = False
@@ -158,7 +158,7 @@ class Publisher:
             del self._ended[oldest]
 
     async def run(self) -> None:
-        """Publish until cancelled. Raises `CommandError` for what no waiting mends (no right to write)."""
+        """Publish until cancelled."""
         while True:
             self._voice += 1
             voice = self._voice
@@ -168,11 +168,10 @@ class Publisher:
                     self._failure = None
                     self._under_way = 0
                     await self._publish(Sender(producer, self._topics, self._topics.calls.name), voice)
-            except (TopicAuthorizationFailedError, ClusterAuthorizationFailedError) as error:
-                raise CommandError(
-                    f"Kafka lets this user not write {self._topics.calls.name} and {self._topics.rejected.name}"
-                    f" ({error}): grant it WRITE on them, and IDEMPOTENT_WRITE"
-                ) from None
+            except access.DENIALS as error:
+                self._told_behind(
+                    access.why(self._settings, "gateway", "Write", self._topics.calls.name, error), new=True
+                )
             except (KafkaError, clients.KafkaUnreachableError) as error:
                 if self._voice == voice:
                     self._told_behind(str(error) or repr(error))
@@ -253,8 +252,10 @@ class Publisher:
                 self._behind = False
                 log.info("Kafka takes records again; everything is told")
 
-    def _told_behind(self, why: str) -> None:
+    def _told_behind(self, why: str, *, new: bool = False) -> None:
+        """``new``: tell the reason even where another one was told before."""
         if not self._behind:
-            self._behind = True
             BEHIND.inc()
+        if not self._behind or (new and why != self._told_why):
+            self._behind, self._told_why = True, why
             log.error("Kafka takes no records; the mirror goes on, and all is announced when it is back", why=why)

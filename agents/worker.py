@@ -21,7 +21,7 @@ from agents.gateway import Gateway
 from agents.mirror import Mirror
 from agents.publish import Publisher
 from agents.waiting import Waiting
-from callyard import clients
+from callyard import access, clients
 from callyard import topics as all_topics
 from callyard.broker_clock import BrokerClock
 from callyard.errors import CommandError
@@ -49,6 +49,7 @@ async def work(settings: Loaded, stop: asyncio.Event, health: Health) -> None:
     structlog.contextvars.bind_contextvars(gateway_id=gateway_settings.id)
     form = CallerForm(gateway_settings.caller_number)
     caller_key = settings[PrivacySettings].key_for(form)
+    await access.check(kafka, "gateway", gateway_settings.id)
     async with clients.admin(kafka) as admin:
         await all_topics.check(admin, kafka)
     topics = all_topics.topics(kafka)

@@ -1,9 +1,10 @@
 """``python -m bench.long_journal``: the audit's commands on a journal of ten million entries.
 
-A stream worker decides a backlog whose times are spread over three weeks, so that rows and desks are forgotten as they
-are in production. Its journal is then written again and again, each copy three weeks later and of other conferences,
-with chains and positions that hold. What is measured: the whole of it verified, and a day out of its middle verified,
-told and exported. The figures are printed as JSON.
+A stream worker decides a backlog and forgets what is over, after a minute. That is decided again with its times spread
+over three weeks, so that rows and desks are forgotten there as late as they are in production. Its journal is then
+written again and again, each copy three weeks later and of other conferences, with chains and positions that hold. What
+is measured: the whole of it verified, and a day out of its middle verified, told and exported. The figures are printed
+as JSON.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from bench.throughput import backlog, stream
 from callyard import clients
 from callyard.errors import CommandError
 from callyard.kafka import embedded
-from callyard.processes import worker
+from callyard.processes import Child, worker
 from callyard.settings import KafkaSettings
 from callyard.topics import DAY_MS, partition_of, topics
 from callyard.topics_command import ensure
@@ -43,12 +44,15 @@ TIME = re.compile(rb"\b1\d{12}\b")
 NUMBER = re.compile(rb'(?<=["/\-:])1\d{5}(?=["\.@|])')
 WORKER_SECONDS = 600.0
 UNSENT = 20_000
+SOON_FORGOTTEN = {
+    "CALLYARD_POLICY_ENDED_RETENTION_SECONDS": "60", "CALLYARD_POLICY_STUB_RETENTION_SECONDS": "60",
+}  # fmt: skip
 
 
 async def measure(entries: int, inputs: int, folder: Path) -> dict[str, Any]:
     """Make the journal and read it; returns the figures."""
     async with embedded.running(folder / "kafka") as kafka:
-        await stream(kafka, folder, inputs)
+        await stream(kafka, folder, inputs, SOON_FORGOTTEN, _forgotten)
         days = SPREAD_DAYS * (entries // inputs + 2)  # Kafka takes no record of the future
         spread = await _spread(backlog(kafka), folder, days)
         base = await read(spread, topics(spread).journal.name)
@@ -58,6 +62,19 @@ async def measure(entries: int, inputs: int, folder: Path) -> dict[str, Any]:
         written = await _copy(base, target, entries, inputs // 4)
         made = time.monotonic() - began
         return {"entries": written, "made in s": round(made), **await asyncio.to_thread(_read, target, base, written)}
+
+
+async def _forgotten(settings: KafkaSettings, child: Child) -> None:
+    """Wait until all desks are forgotten."""
+
+    async def all_of_them() -> bool:
+        await asyncio.sleep(2)
+        inputs = await read(settings, topics(settings).registrations.name)
+        journal = await read(settings, topics(settings).journal.name)
+        retired = sum(b'"forgotten":"desk"' in record.value for record in journal)
+        return retired == len({record.key for record in inputs})
+
+    await child.until(all_of_them, WORKER_SECONDS, "through with forgetting")
 
 
 async def _spread(source: KafkaSettings, folder: Path, days: int) -> KafkaSettings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,17 @@ def backlog(kafka: EmbeddedKafka) -> KafkaSettings:
     return KafkaSettings(bootstrap_servers=kafka.bootstrap_servers, topic_prefix="backlog")
 
 
-async def stream(kafka: EmbeddedKafka, directory: Path, inputs: int) -> dict[str, Any]:
-    """One worker on a backlog: inputs a second, from its first journal entry to its last."""
+async def stream(
+    kafka: EmbeddedKafka,
+    directory: Path,
+    inputs: int,
+    policy: Mapping[str, str] | None = None,
+    after: Callable[[KafkaSettings, Child], Awaitable[None]] | None = None,
+) -> dict[str, Any]:
+    """One worker on a backlog: inputs a second, from its first journal entry to its last.
+
+    ``policy``: settings of its own; ``after``: awaited once it is through, before it is ended.
+    """
     settings = backlog(kafka)
     await ensure(settings)
     await _write(settings, inputs)
@@ -46,12 +56,15 @@ async def stream(kafka: EmbeddedKafka, directory: Path, inputs: int) -> dict[str
         environment={
             "CALLYARD_KAFKA_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
             "CALLYARD_KAFKA_TOPIC_PREFIX": settings.topic_prefix,
+            **(policy or {}),
         },
         log=directory / "backlog.log",
     )  # fmt: skip
     child.start()
     try:
         await _decided(settings, child, inputs)
+        if after is not None:
+            await after(settings, child)
     finally:
         await child.stop()
     journal = await read(settings, topics(settings).journal.name)

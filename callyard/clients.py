@@ -15,9 +15,10 @@ from typing import Any
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 
-from callyard import header_names, tasks
+from callyard import header_names, reach, tasks
 from callyard.settings import SASL_PROTOCOLS, SSL_PROTOCOLS, KafkaSettings, SettingsError
 
 log = structlog.get_logger(__name__)
@@ -49,19 +50,40 @@ def ssl_context(settings: KafkaSettings) -> ssl.SSLContext:
     """TLS with the broker's certificate and name checked."""
     try:
         context = ssl.create_default_context(cafile=str(settings.ssl_cafile) if settings.ssl_cafile else None)
-        if settings.ssl_certfile:
-            context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile)
     except (OSError, ssl.SSLError) as error:
-        raise SettingsError([f"CALLYARD_KAFKA_SSL_…: certificates cannot be loaded: {error}"]) from None
+        raise SettingsError([f"{settings.variable('ssl_cafile')}: no CA certificates can be loaded: {error}"]) from None
+    if settings.ssl_certfile:
+        try:
+            # Without a password OpenSSL would ask at the terminal.
+            context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile, password="")
+        except (OSError, ssl.SSLError) as error:
+            raise SettingsError(
+                [
+                    f"{settings.variable('ssl_certfile')} and {settings.variable('ssl_keyfile')}: a certificate and its"
+                    f" key, not encrypted, cannot be loaded: {error}"
+                ]
+            ) from None
     return context
 
 
-def unreachable(settings: KafkaSettings, error: Exception) -> KafkaUnreachableError:
-    """The error for a Kafka that doesn't answer, with what to do."""
-    return KafkaUnreachableError(
-        f"no Kafka answers at {settings.bootstrap_servers} ({error or type(error).__name__}): check"
-        " CALLYARD_KAFKA_BOOTSTRAP_SERVERS and that it runs; 'callyard kafka' starts an embedded one"
-    )
+async def unreachable(settings: KafkaSettings, error: Exception) -> KafkaUnreachableError:
+    """The error for a Kafka that can't be used, with why and what to do: found out by trying once more."""
+    return KafkaUnreachableError(await reach.trouble(settings, connection(settings), error))
+
+
+@asynccontextmanager
+async def client(settings: KafkaSettings) -> AsyncIterator[AIOKafkaClient]:
+    """Aiokafka's client below the others, for requests that they don't have."""
+    made = AIOKafkaClient(**connection(settings))
+    try:
+        await made.bootstrap()
+    except KafkaError as error:
+        await made.close()
+        raise await unreachable(settings, error) from None
+    try:
+        yield made
+    finally:
+        await made.close()
 
 
 @asynccontextmanager
@@ -77,7 +99,7 @@ async def producer(settings: KafkaSettings, client_id: str, **more: Any) -> Asyn
         await made.start()
     except KafkaError as error:
         await made.stop()
-        raise unreachable(settings, error) from None
+        raise await unreachable(settings, error) from None
     try:
         yield made
     finally:
@@ -99,7 +121,9 @@ async def consumer(settings: KafkaSettings, *topics: str, **more: Any) -> AsyncI
         await made.start()
     except KafkaError as error:
         await made.stop()
-        raise unreachable(settings, error) from None
+        raise await unreachable(settings, error) from None
+    # A task of its own that is cancelled before it has begun makes stop() a cancellation of whoever awaits it.
+    await asyncio.sleep(0)
     try:
         yield made
     finally:
@@ -118,6 +142,6 @@ async def admin(settings: KafkaSettings) -> AsyncIterator[AIOKafkaAdminClient]:
         await made.start()
         yield made
     except (KafkaError, asyncio.TimeoutError) as error:
-        raise unreachable(settings, error) from None
+        raise await unreachable(settings, error) from None
     finally:
         await made.close()

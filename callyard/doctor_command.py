@@ -17,7 +17,15 @@ import typer
 from callyard import doctor_checks
 from callyard.doctor import Check, examine, tell
 from callyard.options import ConfigOption, JsonOption
-from callyard.settings import AmiSettings, EslSettings, FreeswitchSettings, KafkaSettings, NodeSettings, load
+from callyard.settings import (
+    AmiSettings,
+    EslSettings,
+    FreeswitchSettings,
+    GatewaySettings,
+    KafkaSettings,
+    NodeSettings,
+    load,
+)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Look at what is installed, and say what to do.")
 
@@ -68,7 +76,7 @@ def gateway(
         Check("manager", partial(agent.manager, loaded[AmiSettings])),
         Check("names", looks.names),
         Check("clock", doctor_checks.kernel_clock),
-        Check("kafka", partial(doctor_checks.bus, loaded[KafkaSettings])),
+        Check("kafka", partial(doctor_checks.bus, loaded[KafkaSettings], "gateway", loaded[GatewaySettings].id)),
     ]
     found = [*command.found_in(loaded, directory, join=join, sounds=sounds), *asyncio.run(examine(checks))]
     raise typer.Exit(tell(found, json=json))

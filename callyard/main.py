@@ -45,6 +45,7 @@ COMMANDS: dict[str, Command] = {
     "table": Command("streams.audit.table_command", "audit", "Show what runs where and who waits, now or then."),
     "export": Command("streams.audit.export_command", "audit", "Export calls, registrations or the journal."),
     "replay": Command("streams.audit.replay_command", "stream,audit", "Decide recorded inputs again, and compare."),
+    "rights": Command("callyard.rights_command", None, "Print what a role may do on the bus, as Kafka is told."),
     "keys": Command("callyard.keys_command", None, "Make the key by which a node signs its registrations."),
     "schema": Command("callyard.schema_command", None, "Print the records' JSON Schema, or all settings or metrics."),
     "demo": Command("callyard.demo.command", "embedded,gateway,stream", "Show the main job end to end."),
@@ -108,7 +109,7 @@ def _run(name: str, arguments: list[str], err: Console) -> int:
         err.print(f"callyard {name}: {error}")
         return 2
     except (CommandError, KafkaUnreachableError, TopicsError) as error:
-        if not log.tell(name, error.problems if isinstance(error, TopicsError) else [str(error)]):
+        if not log.tell(name, getattr(error, "problems", [str(error)])):
             err.print(f"callyard {name}: {error}")
         return error.status if isinstance(error, CommandError) else 1
     return result if isinstance(result, int) else 0

@@ -17,6 +17,7 @@ WORKERS = {"stream": "streams.command", "agent": "agents.command", "hook": "fs_h
 LABELS = {
     "callyard_rejected": {"source": "`ami`, `esl`, or the topic's name"},
     "callyard_sent": {"topic": "the topic's name", "type": "the record's type ([schema.json](schema.json))"},
+    "callyard_refused": {"resource": "the topic's or group's name"},
     "callyard_build": {},
     "callyard_stream_decisions": {
         "type": "the record's type, or `unreadable`",

@@ -446,6 +446,8 @@ DIALS: TypeAdapter[DialInstruction | TellInstruction] = TypeAdapter(Instruction)
 JOURNAL: TypeAdapter[JournalRecord] = TypeAdapter(Annotated[JournalRecord, Field(discriminator="type")])
 
 R = TypeVar("R")
+PROBLEMS_SAID = 5
+"""A record can have a problem in each of its million bytes; so many are told."""
 
 
 def parse(adapter: TypeAdapter[R], value: bytes | None) -> R:
@@ -472,8 +474,10 @@ def parse(adapter: TypeAdapter[R], value: bytes | None) -> R:
     try:
         return adapter.validate_json(value, strict=True)
     except ValidationError as error:
-        raise RecordError("; ".join(_explain(raw, e) for e in error.errors(include_url=False, include_input=True))) \
-            from None  # fmt: skip
+        problems = error.errors(include_url=False, include_input=True)
+        said = [_explain(raw, one) for one in problems[:PROBLEMS_SAID]]
+        more = [f"and {len(problems) - len(said)} more"] if len(problems) > len(said) else []
+        raise RecordError("; ".join(said + more)) from None
 
 
 def _explain(raw: dict[str, Any], error: Any) -> str:

@@ -10,16 +10,18 @@ import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.structs import RecordMetadata
 from prometheus_client import Counter
 
+from callyard.lasting import LastingProducer
 from callyard.records import Sent
 from callyard.topics import Topics
 
 S = TypeVar("S", bound=Sent)
+Producer: TypeAlias = AIOKafkaProducer | LastingProducer
 
 REJECTED = Counter("callyard_rejected", "Records and messages that could not be read and were set aside.", ["source"])
 SENT = Counter("callyard_sent", "Records delivered to Kafka.", ["topic", "type"])
@@ -43,7 +45,7 @@ class Sender:
     """Sends one worker's records to one topic, keyed by conference."""
 
     def __init__(
-        self, producer: AIOKafkaProducer, topics: Topics, topic: str, sign: Callable[[Sent], Sent] | None = None
+        self, producer: Producer, topics: Topics, topic: str, sign: Callable[[Sent], Sent] | None = None
     ) -> None:
         """``sign`` is given each record with its number and time, and returns what is sent."""
         self._sign = sign
@@ -81,7 +83,7 @@ class Sender:
 
 
 async def reject(
-    producer: AIOKafkaProducer, topics: Topics, source: str, reason: str, value: bytes, key: bytes | None = None
+    producer: Producer, topics: Topics, source: str, reason: str, value: bytes, key: bytes | None = None
 ) -> None:
     """Put ``value`` onto the rejected topic as it came, with source and reason in headers."""
     headers = [("callyard-source", source.encode()), ("callyard-reason", reason.encode(errors="replace")[:2000])]

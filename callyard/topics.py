@@ -15,9 +15,16 @@ from typing import Any, Literal
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import InvalidReplicationFactorError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import (
+    InvalidReplicationFactorError,
+    TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+    for_code,
+)
 from aiokafka.partitioner import murmur2
 
+from callyard import granted
+from callyard.guards import patched
 from callyard.settings import KafkaSettings
 
 DAY_MS = 86_400_000
@@ -164,6 +171,8 @@ async def create(admin: AIOKafkaAdminClient, settings: KafkaSettings) -> list[st
             problems.append(f"{name} could not be created: {_reason(error, message)}")
             if error is InvalidReplicationFactorError:
                 problems[-1] += f" (CALLYARD_KAFKA_REPLICATION_FACTOR is {settings.replication_factor})"
+            elif error is TopicAuthorizationFailedError:
+                problems[-1] += " (topics are made with an administrator's credentials)"
     if problems:
         raise TopicsError(sorted(problems))
     await _listed(admin, {topic.name for topic in missing}, settings.request_timeout_ms / 1000)
@@ -183,10 +192,14 @@ async def _listed(admin: AIOKafkaAdminClient, names: set[str], timeout: float) -
 async def check(admin: AIOKafkaAdminClient, settings: KafkaSettings) -> None:
     """Raise `TopicsError` unless every topic is there, with its partitions and the policies that decisions rely on."""
     existing = set(await admin.list_topics())
+    missing = [topic.name for topic in topics(settings).all if topic.name not in existing]
+    # Unlike aiokafka's own request this one never makes a broker create what is asked for.
+    hidden = await granted.on_topics(patched(admin, "_client"), missing) if missing else {}
     problems = [
-        f"{topic.name} is missing: run 'callyard topics' with the same settings"
-        for topic in topics(settings).all
-        if topic.name not in existing
+        f"{name} is missing, or may not be looked at with these credentials"
+        if name in hidden
+        else f"{name} is missing: run 'callyard topics' with the same settings"
+        for name in missing
     ]
     present = [topic for topic in topics(settings).all if topic.name in existing]
     if present:

@@ -38,7 +38,7 @@ def run(loaded: Loaded, *, json: bool) -> int:
         Check("address", partial(address, node)),
         Check("event socket", partial(freeswitch, loaded[EslSettings], settings, node)),
         Check("clock", doctor_checks.kernel_clock),
-        Check("kafka", partial(doctor_checks.bus, kafka)),
+        Check("kafka", partial(doctor_checks.bus, kafka, "node")),
     ]
     return tell(asyncio.run(examine(checks)), json=json)
 

@@ -15,13 +15,15 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, Protocol, TextIO
 
 import structlog
-from aiokafka.errors import KafkaError, KafkaTimeoutError
+from aiokafka.errors import KafkaError, KafkaTimeoutError, OutOfOrderSequenceNumber
 from prometheus_client import Gauge, Histogram
 
+from callyard.access import DENIALS
 from callyard.errors import CommandError
 from callyard.records import ConferenceRegistered, ConferenceUnregistered, Sent
 from callyard.sending import Sequence
@@ -41,6 +43,8 @@ DELIVERY_SECONDS = Histogram(
 STALL_SECONDS = 2.0
 """A delivery that takes longer than this is told to operators: some hundred times what it should take."""
 RETRY_SECONDS = 0.5
+_MENDED = (*DENIALS, KafkaTimeoutError, OutOfOrderSequenceNumber)
+"""What isn't retriable by Kafka's words, but is gone once an operator gave a right back, or by another producer."""
 MOST_IN_FLIGHT = 1000
 """Records that the client holds at a time: what is handed to it can't be taken back when its conference ends."""
 
@@ -78,9 +82,11 @@ class _Said(NamedTuple):
 class Publisher:
     """Tells Kafka what changed."""
 
-    def __init__(self, outlet: Outlet, node: NodeSettings) -> None:
+    def __init__(self, outlet: Outlet, node: NodeSettings, why: Callable[[BaseException], str] = repr) -> None:
+        """``why`` says in words what a delivery failed of."""
         self._outlet = outlet
         self._node = node
+        self._why = why
         self._waiting: dict[str, _Said] = {}
         self._in_flight: dict[str, _Said] = {}
         self._handed_at: dict[str, float] = {}
@@ -91,6 +97,7 @@ class Publisher:
         self._settled.set()
         self._not_before = 0.0
         self._stalled_since: float | None = None
+        self._told_why = ""
         self._fatal: BaseException | None = None
 
     def offer(self, change: Change, at: float) -> None:
@@ -191,8 +198,8 @@ class Publisher:
         del self._in_flight[instance], self._handed_at[instance]
         self._waiting.setdefault(instance, said)
         self._not_before = time.monotonic() + RETRY_SECONDS
-        self._stall(repr(error))
-        if isinstance(error, KafkaError) and not error.retriable and not isinstance(error, KafkaTimeoutError):
+        self._stall(self._why(error), new=isinstance(error, DENIALS))
+        if isinstance(error, KafkaError) and not error.retriable and not isinstance(error, _MENDED):
             self._fatal = error
         self._changed()
         self._wake.set()
@@ -205,9 +212,11 @@ class Publisher:
         oldest = next(iter(self._handed_at.values()), None)
         return oldest is not None and time.monotonic() - oldest > STALL_SECONDS
 
-    def _stall(self, reason: str) -> None:
-        if self._stalled_since is None:
-            self._stalled_since = time.monotonic()
+    def _stall(self, reason: str, *, new: bool = False) -> None:
+        """``new``: tell the reason even where another one was told before."""
+        if self._stalled_since is None or (new and reason != self._told_why):
+            self._stalled_since = self._stalled_since or time.monotonic()
+            self._told_why = reason
             log.warning("Kafka takes no records: registrations wait, FreeSWITCH is still followed", reason=reason,
                         waiting=self._count())  # fmt: skip
 

@@ -18,11 +18,12 @@ import time
 from collections import Counter as CountOf
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 
 import structlog
 from prometheus_client import Counter, Gauge
 
-from callyard import clients, topics
+from callyard import access, clients, lasting, topics
 from callyard.errors import CommandError
 from callyard.health import Health
 from callyard.notify import Notifier
@@ -201,7 +202,12 @@ async def run(stop: asyncio.Event, health: Health, settings: Loaded, *, dry_run:
     node = settings[NodeSettings]
     async with AsyncExitStack() as stack:
         sender = None if dry_run else await _sender(stack, settings[KafkaSettings], node)
-        publisher = Publisher(Printer() if sender is None else sender, node)
+        if sender is None:
+            publisher = Publisher(Printer(), node)
+        else:
+            kafka = settings[KafkaSettings]
+            name = topics.topics(kafka).registrations.name
+            publisher = Publisher(sender, node, partial(access.why, kafka, "node", "Write", name))
         aside = Aside(sender)
         notifier = Notifier()
         voucher = Voucher(publisher, node.vouch_seconds) if sender is not None and vouches(node) else None
@@ -236,9 +242,10 @@ def vouches(node: NodeSettings) -> bool:
 
 
 async def _sender(stack: AsyncExitStack, kafka: KafkaSettings, node: NodeSettings) -> Sender:
+    await access.check(kafka, "node")
     async with clients.admin(kafka) as admin:
         await topics.check(admin, kafka)
-    producer = await stack.enter_async_context(clients.producer(kafka, client_id=f"hook:{node.id}"))
+    producer = await stack.enter_async_context(lasting.producer(kafka, f"hook:{node.id}"))
     names = topics.topics(kafka)
     return Sender(producer, names, names.registrations.name, sign=_sign(node))
 

@@ -228,14 +228,17 @@ class Engine:
         reached = dict(partition.applied)
         timers = self._topics.timers.name
         held = self._held.pop(partition.number, [])
+        ends: Mapping[str, int] | None = None
         for event in events:
             message = event.message
             self._accept_hole(partition, message.topic, message.offset, reached)
             if message.offset <= reached.get(message.topic, -1):
                 event.ack()
             elif message.topic == timers:
-                inputs = (self._topics.registrations.name, self._topics.calls.name)
-                held.append((event, await self._kafka.ends(inputs, partition.number)))
+                if ends is None:  # asked once for all of them: whatever was written before any of these is before it
+                    inputs = (self._topics.registrations.name, self._topics.calls.name)
+                    ends = await self._kafka.ends(inputs, partition.number)
+                held.append((event, ends))
                 reached[timers] = message.offset
             else:
                 ready.append(event)
@@ -353,9 +356,11 @@ class Engine:
                 self._asked[number, conference] = (due, asked_at)
                 record = self._sequence.stamp(DeadlinePassed(sender=self._worker, conference=conference, due_ms=due))
                 deliveries.append((number, conference.encode(), record.encode()))
+        sent: list[Awaitable[Any]] = []
         for number, key, value in deliveries:
             self._fence.check()
-            await self._outputs.send_and_wait(self._topics.timers.name, value, key=key, partition=number)
+            sent.append(await self._outputs.send(self._topics.timers.name, value, key=key, partition=number))
+        await _all(sent)
 
 
 async def _all(deliveries: Sequence[Awaitable[Any]]) -> list[Any]:

@@ -74,8 +74,13 @@ class Policy:
         Raises `TypeError` for what is no policy.
         """
         known = {field.name for field in dataclasses.fields(cls)}
-        fields = {**cls.of(PolicySettings()).as_dict(), **{k: v for k, v in content.items() if k in known}}
-        return cls(**{**fields, "allowed_nodes": tuple(fields["allowed_nodes"]), "nodes": tuple(fields["nodes"])})
+        default = cls.of(PolicySettings()).as_dict()
+        fields = {**default, **{k: tuple(v) if type(v) is list else v for k, v in content.items() if k in known}}
+        for name, value in fields.items():
+            texts = not isinstance(value, tuple) or all(isinstance(one, str) for one in value)
+            if type(value) is not type(default[name]) or not texts:
+                raise TypeError(f"a policy's {name} can't be {value!r:.60}")
+        return cls(**fields)
 
     def as_dict(self) -> dict[str, Any]:
         """The policy as it is journalled."""
@@ -90,7 +95,7 @@ class Policy:
         """Milliseconds to wait after this many failed dials in a row to the same registration."""
         if failures >= self.attempts:
             return self.backoff_max_ms
-        return min(self.backoff_max_ms, int(self.backoff_ms * 2 ** max(0, failures - 1)))
+        return min(self.backoff_max_ms, int(self.backoff_ms * 2 ** min(60, max(0, failures - 1))))
 
 
 def _nodes(path: Path) -> tuple[str, ...]:

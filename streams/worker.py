@@ -24,7 +24,7 @@ from aiokafka import AIOKafkaProducer
 from faust.types import TP
 from prometheus_client import Counter, Gauge
 
-from callyard import clients, health, topics
+from callyard import access, clients, health, topics
 from callyard.fence import Fence, FencedError, fence_producer
 from callyard.health import Health
 from callyard.notify import Notifier
@@ -65,7 +65,11 @@ STUCK_SECONDS = 60.0
 
 def end_process(error: BaseException) -> NoReturn:
     """End at once: what is in memory may be ahead of the table, so nothing more may be said or acknowledged."""
-    log.critical("the stream worker ends", error=repr(error), exc_info=error)
+    if isinstance(error, access.DENIALS):
+        log.critical("the stream worker ends: Kafka refuses it; the next start says which right is missing",
+                     error=repr(error))  # fmt: skip
+    else:
+        log.critical("the stream worker ends", error=repr(error), exc_info=error)
     sys.stderr.flush()
     os._exit(EXIT_FAILED)
 
@@ -322,6 +326,7 @@ class Worker:
 
 async def _check(settings: Loaded) -> None:
     kafka = settings[KafkaSettings]
+    await access.check(kafka, "stream")
     async with clients.admin(kafka) as admin:
         await topics.check(admin, kafka)
 

@@ -196,7 +196,9 @@ def test_calls_of_a_conference_are_listed_when_they_are_many(run: Any) -> None:
     ("words", "status", "said"),
     [
         (("audit", "call", "gw-1/1.0"), 4, "call gw-1/1.0: no such call"),
-        (("audit", "conference", "69999"), 3, "holds nothing"),
+        (("audit", "conference", "69999"), 4, "holds nothing of conference 69999"),
+        (("audit", "conference", "69999", "--from", "-3h", "--to", "-2h"), 3, "its oldest record is of"),
+        (("audit", "call", "--conference", "69998"), 4, "no such call"),
         (("audit", "node", "node-9"), 4, "node node-9: nothing is said of it"),
         (("audit", "call", "--conference", CROWDED, "--to", "-1h"), 3, "its oldest record is of"),
         (("audit", "call", "--conference", CROWDED, "--from", "2026-01-01T00:00:00"), 2, "names no zone"),

@@ -129,6 +129,15 @@ def test_what_was_altered_is_found(
     assert judge(renumbered(altered), ranges).counts["sealed"], how
 
 
+def test_a_partition_that_was_emptied_before_retention_could_is_no_expiry() -> None:
+    _, records = run(CALL)
+    ranges = [sealed(records, 0, len(records))]
+    for kept_since_ms, expired in ((records[0].timestamp + 1, 0), (records[-1].timestamp + 1, 1)):
+        findings, counts = Findings(), Counter[str]()
+        Seals(TopicPartition(TOPIC, 0), ranges, findings).finish(kept_since_ms, counts)
+        assert (counts["expired"], findings.counts["sealed"]) == (expired, 1 - expired)
+
+
 def run(events: list[tuple[InputRecord, int]]) -> tuple[Worker, list[Record]]:
     broker = history(events)
     worker = Worker(broker, 1_000_000)

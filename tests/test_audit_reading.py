@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -26,6 +27,7 @@ from streams.audit.reading import (
     span,
     warner,
 )
+from streams.audit.story_command import _span
 from streams.audit.times import MomentError, lasted, moment, shown, zone_of
 from tests.support import kafka
 
@@ -188,3 +190,15 @@ def test_a_flood_of_complaints_is_cut(capsys: pytest.CaptureFixture[str]) -> Non
     for number in range(5):
         say(f"line {number}")
     assert capsys.readouterr().out.splitlines() == ["line 0", "line 1", "… and more; see the count at the end"]
+
+
+def test_the_range_of_a_call_is_the_day_after_its_beginning_wherever_that_is() -> None:
+    now, hour = int(time.time()), 3_600
+    old = now - 20 * 24 * hour
+    assert _span(None, None, f"gw-1/{old}.12") == Span((old - hour) * 1000, (old + 25 * hour) * 1000)
+    assert _span(None, None, f"gw-1/{now - hour}.12") == Span((now - 2 * hour) * 1000, None)
+    given = _span(None, "-1h", f"gw-1/{old}.12")
+    assert given.end_ms is not None
+    assert abs(given.end_ms - (now - hour) * 1000) < 60_000
+    asked = _span("-30d", None, f"gw-1/{old}.12")
+    assert (asked.end_ms, asked.start_ms is not None and asked.start_ms < old * 1000) == (None, True)

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
+import sys
 from collections import Counter
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from callyard.settings import KafkaSettings
+from callyard.topics import topics
 from streams.audit.findings import KEPT, Findings
 from streams.audit.reading import Span
 from streams.audit.replay import Replayed
 from streams.audit.rerun import Comparison, Difference
 from streams.audit.shares import divided, together
+from tests.support import kafka
+from tests.support.wait import until
 
 
 @given(st.dictionaries(st.integers(0, 30), st.integers(0, 1000), min_size=1), st.integers(1, 40))
@@ -40,3 +50,66 @@ def test_what_shares_found_is_put_together() -> None:
     assert (result.compared, result.differing, result.worded, result.left_out) == (30, 33, 3, {"why": 6})
     assert (len(result.differences), whole.findings.counts["chain"], len(whole.findings.kept)) == (KEPT, 33, KEPT)
     assert whole.seconds == 7.5
+
+
+CHILD = """
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from streams.audit import shares
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    given = context.Array("q", 1), context.Event()
+    with ProcessPoolExecutor(1, mp_context=context, initializer=shares._begin, initargs=given) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        time.sleep(60)
+"""
+
+
+async def test_no_process_outlives_a_replay_that_was_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(CHILD)
+    parent = await asyncio.create_subprocess_exec(sys.executable, str(script), stdout=asyncio.subprocess.PIPE)
+    assert parent.stdout is not None
+    child = int(await asyncio.wait_for(parent.stdout.readline(), 60))
+    assert running(child)
+    parent.kill()
+    await parent.wait()
+    await until(lambda: not running(child), 10, what="the end of the killed one's process")
+
+
+def running(pid: int) -> bool:
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("killed", [False, True])
+async def test_a_replay_that_is_interrupted_or_killed_in_part_ends_with_all_its_processes(
+    kafka_settings: KafkaSettings, killed: bool
+) -> None:
+    name = topics(kafka_settings).journal.name
+    await kafka.send(kafka_settings, name, *((str(60_000 + n), f"rubbish {n}".encode()) for n in range(30)))
+    replaying = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "callyard.main", "replay", "--processes", "3", start_new_session=True,
+        env={**os.environ, **kafka.environment(kafka_settings)},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+
+    def children() -> list[int]:
+        listed = (Path("/proc") / str(replaying.pid) / "task" / str(replaying.pid) / "children").read_text().split()
+        return [int(one) for one in listed if b"spawn_main" in (Path("/proc") / one / "cmdline").read_bytes()]
+
+    await until(lambda: len(children()) == 3, 60, what="the processes of a replay", every=0.01)
+    mine = children()
+    if killed:
+        os.kill(mine[1], signal.SIGKILL)
+    else:
+        os.killpg(replaying.pid, signal.SIGINT)
+    _, err = await asyncio.wait_for(replaying.communicate(), 60)
+    assert replaying.returncode == (1 if killed else 130)
+    assert (b"Traceback" in err, b"KeyboardInterrupt" in err) == (False, False), err.decode()
+    assert (b"a process of the replay was killed" in err) == killed
+    await until(lambda: not any(map(running, mine)), 10, what="the end of its processes")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from callyard.parts.cluster import Cluster
 from callyard.settings import KafkaSettings
 from callyard.topics_command import ensure
 from tests.support import kafka
+from tests.support.kafka import callyard
 from tests.support.streams import stream_worker
 from tests.support.wait import until
 
@@ -108,17 +107,6 @@ async def call(running: Cluster, wave: int) -> None:
     for node, own in ((first, rooms[::2]), (second, rooms[1::2])):
         for room in own:
             node.freeswitch.close(room)
-
-
-async def callyard(environment: dict[str, str], *words: str) -> tuple[int, str, str]:
-    """A command as a process of its own: exit status, output, what it said beside."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "callyard.main", *words, env={**os.environ, **environment},
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    out, err = await asyncio.wait_for(process.communicate(), 120)
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
 
 
 async def checkpoint(site: Site) -> None:

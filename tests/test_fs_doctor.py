@@ -157,14 +157,14 @@ async def test_the_kernel_is_asked_for_its_clock() -> None:
 
 async def test_a_kafka_that_is_not_there() -> None:
     kafka = KafkaSettings(bootstrap_servers=f"127.0.0.1:{free_port()}", request_timeout_ms=500)
-    [found] = wrong(await doctor_checks.bus(kafka))
+    [found] = wrong(await doctor_checks.bus(kafka, "node"))
     assert "no Kafka answers" in found
 
 
 @pytest.mark.kafka
 async def test_kafka_and_its_topics(kafka_settings: KafkaSettings) -> None:
-    assert wrong(await doctor_checks.bus(kafka_settings)) == []
-    [found] = wrong(await doctor_checks.bus(kafka_settings.model_copy(update={"topic_prefix": "other"})))
+    assert wrong(await doctor_checks.bus(kafka_settings, "node")) == []
+    [found] = wrong(await doctor_checks.bus(kafka_settings.model_copy(update={"topic_prefix": "other"}), "node"))
     assert "is missing" in found
 
 

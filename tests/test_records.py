@@ -269,3 +269,13 @@ def test_a_cut_record_is_refused(data: st.DataObject) -> None:
     whole = record.encode()
     with pytest.raises(RecordError):
         parse(adapter, whole[: data.draw(st.integers(0, len(whole) - 1))])
+
+
+def test_a_record_with_problems_without_end_has_a_short_text() -> None:
+    rubbish = JournalEntry(
+        conference="49123", version=1, epoch=1, position=Position(topic="t", partition=0, offset=0), event_type="t",
+        broker_ms=1, now_ms=1, outcome="o", why="w", policy_digest="d",
+    ).encode()[:-1] + b',"changes":[' + b",".join([b"1"] * 100_000) + b"]}"  # fmt: skip
+    with pytest.raises(RecordError, match=r"changes\.4: .*; and 99995 more$") as refused:
+        parse(JOURNAL, rubbish)
+    assert len(str(refused.value)) < 1_000

@@ -7,6 +7,12 @@ import traceback
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from callyard import clients
 from callyard.records import Source
@@ -26,6 +32,7 @@ from callyard.settings import (
     reference,
     variables,
 )
+from tests.support.certificates import Authority
 
 URI = "sip:{conference}@192.0.2.7:5060;transport=tcp"
 SECRET = "correct-horse-battery"
@@ -245,3 +252,19 @@ def test_every_setting_has_a_variable_of_its_own_and_a_description() -> None:
     assert len({name for name, *_ in rows}) == len(rows) == sum(len(group.model_fields) for group in GROUPS)
     assert {name for name, *_ in rows} <= set(variables())
     assert all(description.endswith(".") and summary for _, _, description, summary in rows)
+
+
+def test_a_certificate_that_cannot_be_used_is_a_problem_of_the_settings(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    files = authority.issue("node")
+    encrypted = tmp_path / "encrypted.key"
+    key = load_pem_private_key(files.key.read_bytes(), None)
+    encrypted.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")))
+    wanted = "CALLYARD_KAFKA_SSL_CERTFILE and CALLYARD_KAFKA_SSL_KEYFILE: a certificate and its key, not encrypted"
+    for key_file in (encrypted, None, tmp_path / "none"):
+        settings = KafkaSettings(ssl_cafile=authority.file, ssl_certfile=files.certificate, ssl_keyfile=key_file)
+        with pytest.raises(SettingsError, match=wanted):
+            clients.ssl_context(settings)
+    assert clients.ssl_context(KafkaSettings(ssl_certfile=files.store)).check_hostname
+    with pytest.raises(SettingsError, match="CALLYARD_KAFKA_SSL_CAFILE: no CA certificates"):
+        clients.ssl_context(KafkaSettings(ssl_cafile=files.key))

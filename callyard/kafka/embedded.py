@@ -112,7 +112,7 @@ class EmbeddedKafka:
     """One broker with its data folder and port; may be started again after `stop` or `kill`.
 
     ``port`` 0 takes a free one, which it then keeps. ``listeners``: further ports, see `Listener`. ``properties``
-    override Kafka's own settings (server.properties).
+    override Kafka's own settings (server.properties). ``users``: passwords (SCRAM-SHA-512) of a new data folder.
     """
 
     def __init__(
@@ -123,12 +123,14 @@ class EmbeddedKafka:
         log: Path | None = None,
         listeners: Sequence[Listener] = (),
         properties: Mapping[str, str] | None = None,
+        users: Mapping[str, str] | None = None,
     ) -> None:
         self.data = data.absolute()
         self.log = self.data / "kafka.log" if log is None else log
         self._port = port
         self._listeners = tuple(listeners)
         self._properties = dict(properties or {})
+        self._users = dict(users or {})
         self._broker: Child | None = None
 
     @property
@@ -250,7 +252,10 @@ class EmbeddedKafka:
         partial = self.data / "records.partial"
         shutil.rmtree(partial, ignore_errors=True)
         config = self._configure(self.data / "format.properties", partial, free_port(HOST))
-        tool = self._java("kafka storage format", "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", config)
+        words = ["format", "-t", cluster_id, "-c", str(config)]
+        for name, password in self._users.items():
+            words += ["--add-scram", f"SCRAM-SHA-512=[name={name},password={password}]"]
+        tool = self._java("kafka storage format", "kafka.tools.StorageTool", *words)
         tool.start([lock])
         try:
             status = await tool.wait()

@@ -82,7 +82,7 @@ def public_key(settings: AuditSettings) -> Ed25519PublicKey:
 
 def _pem(name: str, value: SecretStr | None) -> bytes:
     if value is None:
-        raise SettingsError([f"{name} (or {name}_FILE) is not set: an Ed25519 key in PEM, as docs/audit.md makes one"])
+        raise SettingsError([f"{name} (or {name}_FILE) is not set: an Ed25519 key in PEM; see docs/audit-proof.md"])
     return value.get_secret_value().encode()
 
 

@@ -6,16 +6,18 @@ repetition stands no further behind the first one than one group of inputs; that
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from callyard.records import EpochBegan, JournalEntry, PolicyDeclared, digest
+from callyard.records import EpochBegan, JournalEntry, PolicyDeclared
+from streams.audit.findings import KEPT
 from streams.audit.reading import Parser, StoredRecord, place
 
 REMEMBERED = 10_000
-"""Values remembered for each partition: twice the most inputs of one group (`StreamSettings.group_limit`)."""
+"""Hashes remembered for each partition: twice the most inputs of one group (`StreamSettings.group_limit`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,9 @@ class Entries:
         self.policies: dict[str, dict[str, Any]] = {}
         """The policies that were declared, by digest."""
         self.missing: list[str] = []
-        """Where a desk's versions have a gap, for people."""
+        """Where a desk's versions have a gap, for people: the first `KEPT`."""
+        self.gaps = 0
+        """How many there are."""
         self._parser = parser
         self._say = say
         self._seen: dict[int, OrderedDict[bytes, None]] = {}
@@ -54,7 +58,10 @@ class Entries:
             self._epochs[record.partition] = max(entry.epoch, self._epochs.get(record.partition, 0))
         elif isinstance(entry, PolicyDeclared):
             self.policies[entry.digest] = entry.policy
-        if not isinstance(entry, JournalEntry) or self._was_told(record):
+        if not isinstance(entry, JournalEntry):
+            return None
+        head = hashlib.sha256(record.value)
+        if self._was_told(record.partition, head.digest()):
             return None
         newest = self._epochs.get(record.partition, 0)
         if entry.epoch < newest:
@@ -62,18 +69,17 @@ class Entries:
             self._say(f"{place(record)} is void: epoch {entry.epoch} spoke after epoch {newest} had begun")
             return None
         self._epochs[record.partition] = entry.epoch
-        told = Told(entry, record.partition, record.offset, record.timestamp, digest(record.value))
+        told = Told(entry, record.partition, record.offset, record.timestamp, head.hexdigest())
         self._follow(told, place(record))
         return told
 
-    def _was_told(self, record: StoredRecord) -> bool:
-        seen = self._seen.setdefault(record.partition, OrderedDict())
-        value: bytes = record.value
-        if value in seen:
-            seen.move_to_end(value)
+    def _was_told(self, partition: int, head: bytes) -> bool:
+        seen = self._seen.setdefault(partition, OrderedDict())
+        if head in seen:
+            seen.move_to_end(head)
             self.repeated += 1
             return True
-        seen[value] = None
+        seen[head] = None
         if len(seen) > REMEMBERED:
             seen.popitem(last=False)
         return False
@@ -83,10 +89,12 @@ class Entries:
         desk = (told.partition, entry.conference)
         before = self._versions.get(desk, entry.version - 1)
         if entry.version != before + 1:
-            self.missing.append(
-                f"conference {entry.conference}: {where} is decision {entry.version}, the one before it {before}:"
-                " what was decided between them is missing"
-            )
+            self.gaps += 1
+            if self.gaps <= KEPT:
+                self.missing.append(
+                    f"conference {entry.conference}: {where} is decision {entry.version}, the one before it {before}:"
+                    " what was decided between them is missing"
+                )
         if any(change.get("forgotten") == "desk" for change in entry.changes):
             self._versions.pop(desk, None)
         else:

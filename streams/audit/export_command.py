@@ -71,7 +71,13 @@ def command(
     with writing(rows.columns, form, out, sys.stdout.buffer) as writer:
         count, findings = asyncio.run(
             _export(
-                settings[KafkaSettings], rows(wanted.start_ms or 0), writer, wanted, lookback_ms(settings), unreadable
+                settings[KafkaSettings],
+                rows(wanted.start_ms or 0),
+                writer,
+                wanted,
+                lookback_ms(settings),
+                unreadable,
+                tells=out is None,
             )
         )
     if json:
@@ -84,10 +90,13 @@ def command(
 
 
 async def _export(
-    kafka: KafkaSettings, rows: Rows, writer: Writer, wanted: Span, before_ms: int, unreadable: Unreadable
+    kafka: KafkaSettings, rows: Rows, writer: Writer, wanted: Span, before_ms: int, unreadable: Unreadable,
+    *, tells: bool,
 ) -> tuple[int, list[str]]:  # fmt: skip
     count, batch = 0, list[Row]()
-    async with journal(kafka, wanted, before_ms=before_ms, unreadable=unreadable, what="exported") as found:
+    async with journal(
+        kafka, wanted, before_ms=before_ms, unreadable=unreadable, what="exported", tells=tells
+    ) as found:
         async for told in found.told():
             batch += rows.take(told)
             if len(batch) >= BATCH_ROWS:

@@ -8,8 +8,8 @@ where asked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import orjson
@@ -21,10 +21,11 @@ from callyard import clients
 from callyard.errors import CommandError
 from callyard.settings import KafkaSettings
 from callyard.topics import Topics, topics
-from streams.audit import progress
+from streams.audit import changelog, progress
+from streams.audit.lines import plain
 from streams.audit.options import errors
-from streams.audit.reading import StoredRecord, reading
-from streams.rows import ACTIVE, StayRow, decode, split_key
+from streams.audit.reading import Parser, StoredRecord, Unreadable, reading, warner
+from streams.rows import ACTIVE, StayRow
 
 RETENTION_CHECK_MS = 300_000
 """How often brokers look for what may be removed (log.retention.check.interval.ms, Kafka's default)."""
@@ -83,6 +84,7 @@ async def search(kafka: KafkaSettings, forms: frozenset[str]) -> Findings:
     """Look for a number, in all of these forms, in every topic that may hold one; reads all of them."""
     names = topics(kafka)
     findings = Findings([], [], {})
+    parser = Parser({}, Unreadable.SKIP, warner(errors()))
     needles = {form: _needles(form) for form in sorted(forms)}
     for topic in (names.calls, names.journal, names.rejected, names.changelog):
         held = Held(topic.name)
@@ -94,8 +96,11 @@ async def search(kafka: KafkaSettings, forms: frozenset[str]) -> Findings:
                         form = next((f for f, n in needles.items() if any(x in (record.value or b"") for x in n)), None)
                         if form is not None:
                             held.take(record, form)
-                        if topic == names.changelog:
-                            _take_row(record, form is not None, rows, findings)
+                        if topic != names.changelog:
+                            continue
+                        kept = parser.judged(record, partial(changelog.read, record))
+                        if kept is not None:
+                            _take_row(record, kept, form is not None, rows, findings)
         findings.topics.append(held)
         findings.rows += rows.values()
     await _say_until(kafka, names, findings.topics)
@@ -108,18 +113,15 @@ def _needles(form: str) -> tuple[bytes, ...]:
     return quoted, quoted.replace(b'"', b'\\"')
 
 
-def _take_row(record: StoredRecord, holds: bool, rows: dict[bytes, StayRow], findings: Findings) -> None:
-    partition, _, kind, _ = split_key(record.key)
-    if kind == "@" and record.value is not None:
-        applied: Mapping[str, int] = orjson.loads(record.value)["applied"]
-        findings.applied |= {(topic, partition): offset for topic, offset in applied.items()}
-    if kind != "s":
+def _take_row(
+    record: StoredRecord, kept: changelog.Kept, holds: bool, rows: dict[bytes, StayRow], findings: Findings
+) -> None:  # fmt: skip
+    findings.applied |= {(topic, kept.partition): offset for topic, offset in kept.applied.items()}
+    if kept.kind != "s":
         return
     rows.pop(record.key, None)
-    if holds:
-        row = decode("s", record.value)
-        assert isinstance(row, StayRow)  # noqa: S101 - by its kind
-        rows[record.key] = row
+    if holds and isinstance(kept.row, StayRow):
+        rows[record.key] = kept.row
 
 
 async def _say_until(kafka: KafkaSettings, names: Topics, found: list[Held]) -> None:
@@ -149,7 +151,7 @@ async def erase(kafka: KafkaSettings, findings: Findings) -> dict[str, dict[int,
     names = topics(kafka)
     living = [row.call_id for row in findings.rows if row.state in ACTIVE]
     if living:
-        raise CommandError(f"nothing was erased: {', '.join(living)} lives, ask again once it is over")
+        raise CommandError(f"nothing was erased: {', '.join(map(plain, living))} lives, ask again once it is over")
     wanted: dict[str, dict[int, int]] = {}
     for held in findings.topics:
         if held.topic == names.changelog.name or not held.newest:

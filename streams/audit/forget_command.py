@@ -53,7 +53,9 @@ def command(
     if erase:
         if not yes:
             typer.confirm(
-                "Records of other calls, up to the newest with this number, are removed too. Go on?", abort=True
+                "Records of other calls, up to the newest with this number, are removed too. Go on?",
+                abort=True,
+                err=True,
             )
         erased = asyncio.run(forget.erase(kafka, found))
     if json:
@@ -80,4 +82,5 @@ def command(
         by = found.forgotten_by_ms
         until = "once its call is over and forgotten" if by is None else f"until {shown(by, at)}"
         console.print(f"The table has {len(found.rows)} rows with it; the stream itself forgets them {until}")
-    console.print(CANNOT)
+    for line in CANNOT.splitlines():
+        console.print(line)

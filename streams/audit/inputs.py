@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -13,7 +13,7 @@ from aiokafka.errors import KafkaError
 from callyard import clients
 from callyard.errors import CommandError
 from callyard.settings import KafkaSettings
-from streams.audit.reading import STALLED_SECONDS, StoredRecord
+from streams.audit.reading import STALLED_SECONDS, StoredRecord, partitions_of
 
 
 class Inputs:
@@ -58,9 +58,9 @@ class Inputs:
 
 
 @asynccontextmanager
-async def following(settings: KafkaSettings, names: Iterable[str]) -> AsyncIterator[Inputs]:
-    """The inputs of these topics. Raises `KafkaUnreachableError`."""
-    partitions = [TopicPartition(name, number) for name in names for number in range(settings.partitions)]
+async def following(settings: KafkaSettings, names: Sequence[str]) -> AsyncIterator[Inputs]:
+    """The inputs of these topics. Raises `KafkaUnreachableError`, and `CommandError` without a topic."""
+    partitions = await partitions_of(settings, names)
     async with clients.consumer(settings, auto_offset_reset="none", fetch_max_wait_ms=100) as consumer:
         consumer.assign(partitions)
         consumer.pause(*partitions)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -26,8 +27,9 @@ from callyard.topics import ORIGINAL_HEADER, Topics, partition_of, topics
 from callyard.topics_command import ensure
 from streams.audit.findings import Findings
 from streams.audit.inputs import Inputs, following
-from streams.audit.reading import Reading, Span, reading
+from streams.audit.reading import Parser, Reading, Span, StoredRecord, Unreadable, reading
 from streams.audit.rerun import TIMER
+from streams.audit.shapes import require_decision
 from streams.audit.trail import Trail, read
 
 DECIDED_SECONDS = 60.0
@@ -43,6 +45,8 @@ class Written:
     inputs: int = 0
     missing: int = 0
     """Inputs that have expired at the source."""
+    unreadable: int = 0
+    """Records of the journals that were skipped."""
     first_ms: int = 0
     last_ms: int = 0
     seconds: float = 0
@@ -81,10 +85,13 @@ async def _cluster(settings: KafkaSettings) -> str:
     return str(described["cluster_id"])
 
 
-async def write(source: KafkaSettings, target: KafkaSettings, span: Span, pace: Pace) -> Written:
+async def write(
+    source: KafkaSettings, target: KafkaSettings, span: Span, pace: Pace,
+    unreadable: Unreadable = Unreadable.SKIP, say: Callable[[str], None] = lambda _: None,
+) -> Written:  # fmt: skip
     """Write a period's inputs into the target, whose topics are created where they are missing.
 
-    Raises `CommandError` where the target's stream doesn't decide them, and what `reading` raises.
+    Raises `CommandError` where the target's stream doesn't decide them, and what `reading` and `Parser.judged` raise.
     """
     names = topics(source)
     await ensure(target)
@@ -100,10 +107,11 @@ async def write(source: KafkaSettings, target: KafkaSettings, span: Span, pace: 
         journal.assign(followed)
         for partition, end in (await journal.end_offsets(followed)).items():
             journal.seek(partition, end)
-        decided = _Decided(journal)
+        parser = Parser({}, unreadable, say)
+        decided = _Decided(journal, parser)
         into = _Into(names, target_topics, producer, decided, pace)
         tasks = into.start() | {asyncio.create_task(decided.follow(), name="following the target's journal")}
-        writing = asyncio.create_task(_write_all(found, inputs, into), name="writing inputs")
+        writing = asyncio.create_task(_write_all(found, inputs, into, parser), name="writing inputs")
         try:
             await asyncio.wait({writing, *tasks}, return_when=asyncio.FIRST_COMPLETED)
             for ended in tasks:
@@ -117,21 +125,33 @@ async def write(source: KafkaSettings, target: KafkaSettings, span: Span, pace: 
             await asyncio.gather(writing, *tasks, return_exceptions=True)
 
 
-async def _write_all(found: Reading, inputs: Inputs, into: _Into) -> Written:
+async def _write_all(found: Reading, inputs: Inputs, into: _Into, parser: Parser) -> Written:
     trails = {tp.partition: Trail(tp.topic, tp.partition, Findings()) for tp in found.bounds}
     async for batch in found.batches():
         for record in batch:
-            entry = trails[record.partition].take(record.offset, record.value)
-            if entry is not None and entry["type"] == "decision":
+            entry = parser.judged(record, partial(into.decision, trails[record.partition], record))
+            if entry is not None:
                 await into.take(entry, inputs)
+    into.written.unreadable = parser.skipped
     return await into.finish()
+
+
+def _decided_at(record: StoredRecord) -> dict[str, Any] | None:
+    """The position that a record of the target's journal decides; None: it decides none."""
+    content = read(record.value)
+    if content["type"] != "decision":
+        return None
+    require_decision(content)
+    position: dict[str, Any] = content["position"]
+    return position
 
 
 class _Decided:
     """How far the target's stream has come."""
 
-    def __init__(self, journal: AIOKafkaConsumer) -> None:
+    def __init__(self, journal: AIOKafkaConsumer, parser: Parser) -> None:
         self._journal = journal
+        self._parser = parser
         self._reached: dict[tuple[str, int], int] = {}
         self._went_on = asyncio.Condition()
         self._heard = time.monotonic()
@@ -142,9 +162,8 @@ class _Decided:
             got = await self._journal.getmany(timeout_ms=200)
             async with self._went_on:
                 for record in (record for records in got.values() for record in records):
-                    content = read(record.value)
-                    if content["type"] == "decision":
-                        at = content["position"]
+                    at = self._parser.judged(record, partial(_decided_at, record))
+                    if at is not None:
                         self._reached[at["topic"], at["partition"]] = at["offset"]
                         self._heard = time.monotonic()
                 self._went_on.notify_all()
@@ -197,6 +216,16 @@ class _Into:
             asyncio.create_task(self._write(number, queue), name=f"writing partition {number}")
             for number, queue in enumerate(self._queues)
         }
+
+    def decision(self, trail: Trail, record: StoredRecord) -> dict[str, Any] | None:
+        """The decision that a record holds. Raises `RecordError` where it holds none that can be written again."""
+        entry = trail.take(record.offset, record.value)
+        if entry is None or entry["type"] != "decision":
+            return None
+        require_decision(entry)
+        if (topic := entry["position"]["topic"]) not in self._topics:
+            raise RecordError(f"it decides an input of {topic!r:.60}, which is none of {', '.join(self._topics)}")
+        return entry
 
     async def take(self, entry: dict[str, Any], inputs: Inputs) -> None:
         """Take the input of one decision, when its time has come."""
@@ -259,5 +288,5 @@ class _Into:
             await inputs.fetch(tp, offset)
             known, given = inputs.here(tp, offset)
         if given is not None and given.value is None:
-            raise RecordError(f"{tp}@{offset} was decided and has no value")
+            raise CommandError(f"{tp.topic}-{tp.partition}@{offset} was decided and has no value")
         return None if given is None else bytes(given.value)

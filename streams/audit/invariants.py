@@ -160,12 +160,13 @@ class Invariants:
             if (old is not None or desk.whole) and self.counting:
                 self.stays += 1
             old = None
-        elif row["attempt"] < old["attempt"]:
+        elif _of(row, "attempt") < _of(old, "attempt"):
             self._findings.add(
-                "attempts", place, f"{_stay(row)} goes back from attempt {old['attempt']} to {row['attempt']}"
+                "attempts", place, f"{_stay(row)} goes back from attempt {_of(old, 'attempt')} to {_of(row, 'attempt')}"
             )
         before = None if old is None else old["state"]
-        if before == "dialing" and old is not None and (state != "dialing" or row["attempt"] != old["attempt"]):
+        same = old is not None and state == "dialing" and _of(row, "attempt") == _of(old, "attempt")
+        if before == "dialing" and old is not None and not same:
             self._settle(desk, place, old, row, entry, said, instruction)
         if state == "connected" and before != "connected" and old is not None and not old.get("connected_ms"):
             self._connected(desk, row)
@@ -177,10 +178,10 @@ class Invariants:
     def _connected(self, desk: _Desk, row: dict[str, Any]) -> None:
         if not self.counting:
             return
-        self.waited.add(row["connected_ms"] - row["since_ms"])
+        self.waited.add(_of(row, "connected_ms") - row["since_ms"])
         target = desk.registrations.get(row.get("target") or "")
         if target is not None:
-            self.waited_beside.add(row["connected_ms"] - max(row["since_ms"], target["since_ms"]))
+            self.waited_beside.add(_of(row, "connected_ms") - max(row["since_ms"], target["since_ms"]))
 
     def _end(self, reason: str, desk: _Desk, call: str) -> None:
         if self.counting:
@@ -235,12 +236,12 @@ class Invariants:
     ) -> None:
         """An attempt was under way, and is no more: what came of it, and whether the next one may follow."""
         if row["state"] in _ACTIVE:
-            due = entry["event_type"] == "deadline-passed" and old["deadline_ms"] <= entry["now_ms"]
+            due = entry["event_type"] == "deadline-passed" and _of(old, "deadline_ms") <= entry["now_ms"]
             own = entry["outcome"] in _SETTLES and said.get("call_id", row["call_id"]) == row["call_id"]
             if instruction is not None and not due and not own:
                 self._findings.add(
                     "dialled twice", place,
-                    f"{_attempt(instruction)} was instructed while attempt {old['attempt']} was under way",
+                    f"{_attempt(instruction)} was instructed while attempt {_of(old, 'attempt')} was under way",
                 )  # fmt: skip
             if desk.instructed.pop(row["call_id"], None) is None or not self.counting:
                 return
@@ -252,10 +253,10 @@ class Invariants:
         row = desk.stays.get(said.get("call_id", ""))
         if row is None or row["stay"] != said.get("stay"):
             return
-        if said["attempt"] > row["attempt"]:
+        if said.get("attempt", 0) > _of(row, "attempt"):
             self._findings.add(
                 "outcome", place,
-                f"{_stay(row)}: something came of attempt {said['attempt']}, though {row['attempt']} was the last one",
+                f"{_stay(row)}: something came of attempt {said['attempt']}, though {_of(row, 'attempt')} was the last",
             )  # fmt: skip
         if "reason" in said and self.counting:
             self.failures[said["reason"]] += 1
@@ -269,6 +270,12 @@ def _came_to(row: dict[str, Any], entry: dict[str, Any], due: bool) -> str:
     if entry["outcome"] == "dial-failed":
         return "told" if (entry.get("said") or {}).get("reason") == "told" else "failed"
     return "the gateway says otherwise"
+
+
+def _of(row: dict[str, Any], field: str) -> int:
+    """A field that an older version may not have written: its default is 0."""
+    value: int = row.get(field, 0)
+    return value
 
 
 def _stay(row: dict[str, Any]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -16,7 +17,8 @@ from callyard.settings import KafkaSettings, Loaded, PolicySettings
 from callyard.topics import topics
 from streams.audit import progress
 from streams.audit.entries import Entries, Told
-from streams.audit.reading import EmptyRangeError, Parser, Reading, Span, Unreadable, reading, warner
+from streams.audit.lines import Lines, plain
+from streams.audit.reading import EmptyRangeError, Parser, Reading, Span, UnknownError, Unreadable, reading, warner
 from streams.audit.times import MOMENT_HELP
 
 FromOption = Annotated[str | None, typer.Option("--from", help=f"Start: {MOMENT_HELP}.")]
@@ -29,7 +31,7 @@ SLACK_MS = 10_000
 
 def errors() -> Console:
     """Where warnings and progress go: standard error."""
-    return Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    return Lines(stderr=True)
 
 
 @dataclass
@@ -51,7 +53,7 @@ class Journal:
     async def told(self, keys: Collection[bytes] | None = None) -> AsyncIterator[Told]:
         """The decisions, each once, in the order of time; ``keys``: of these conferences only.
 
-        Raises `EmptyRangeError` at the end where no record was in the range itself.
+        Raises at the end, where no record was in the range itself: `EmptyRangeError`, `UnknownError` with ``keys``.
         """
         start = self.span.start_ms or 0
         async for batch in self.reading.batches():
@@ -62,12 +64,17 @@ class Journal:
                 told = self.entries.take(record)
                 if told is not None:
                     yield told
-        if not self.inside and not self.quiet:
-            raise EmptyRangeError(f"the journal holds nothing from {self.span}{_of(keys)}")
+        if self.inside or self.quiet:
+            return
+        if keys is None:
+            raise EmptyRangeError(f"the journal holds nothing from {self.span}")
+        raise UnknownError(f"the journal holds nothing of {_names(keys)} from {self.span}")
 
     def findings(self) -> list[str]:
         """What is to be said of the journal itself, for people."""
         found = list(self.entries.missing)
+        if more := self.entries.gaps - len(found):
+            found.append(f"{more} more such gaps: run 'callyard audit verify'")
         if self.parser.skipped:
             found.append(f"{self.parser.skipped} unreadable records were skipped")
         if self.entries.void:
@@ -75,8 +82,8 @@ class Journal:
         return found
 
 
-def _of(keys: Collection[bytes] | None) -> str:
-    return "" if keys is None else " of " + ", ".join(sorted(key.decode() for key in keys))
+def _names(keys: Collection[bytes]) -> str:
+    return "conference " + ", ".join(sorted(key.decode() for key in keys))
 
 
 def lookback_ms(settings: Loaded) -> int:
@@ -89,32 +96,40 @@ def lookback_ms(settings: Loaded) -> int:
 async def journal(
     kafka: KafkaSettings, span: Span, *, before_ms: int, unreadable: Unreadable, what: str = "journal",
     conferences: Collection[str] | None = None, say: Callable[[str], None] | None = None, quiet: bool = False,
+    tells: bool = False,
 ) -> AsyncIterator[Journal]:  # fmt: skip
     """The journal of a range, and ``before_ms`` milliseconds before it; ``conferences``: their partitions only.
 
-    Raises `EmptyRangeError` where the range holds nothing; with ``quiet`` only where all that there is came later.
+    ``tells``: what is read goes to standard output meanwhile; where that is a terminal, a bar would stand in between.
+
+    Raises `EmptyRangeError` where the range holds nothing of any conference; with ``quiet`` only where all that there
+    is came later.
     """
     keys = None if conferences is None else [conference.encode() for conference in conferences]
     name, err = topics(kafka).journal.name, errors()
+    if keys is not None and not quiet:
+        # Whether there is anything at all: a conference's own partition may be empty where the journal isn't.
+        async with reading(kafka, [name], span) as whole:
+            whole.require_any()
     parser = Parser({name: JOURNAL}, unreadable, say or warner(err))
     earlier = span if span.start_ms is None else replace(span, start_ms=max(0, span.start_ms - before_ms))
     async with reading(kafka, [name], earlier, keys=keys) as found:
         began = found.oldest_ms is not None and (span.end_ms is None or found.oldest_ms < span.end_ms)
-        if not (quiet and began):
+        if keys is None and not (quiet and began):
             found.require_any()
-        with progress.shown(found, what, err):
+        with nullcontext() if tells and sys.stdout.isatty() else progress.shown(found, what, err):
             until = int(time.time() * 1000) if span.end_ms is None else span.end_ms
             yield Journal(found, Entries(parser), parser, span, until, quiet)
 
 
 def out() -> Console:
     """Standard output for people's lines; as wide as they are."""
-    return Console(soft_wrap=True, markup=False, highlight=False)
+    return Lines()
 
 
-def grid(names: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+def grid(names: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
     """Columns as wide as what is in them; a terminal may break the lines, a file doesn't."""
-    lines = [names, *rows]
+    lines = [names, *(tuple(map(plain, row)) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
     cells = ([f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)] for line in lines)
-    return "\n".join("  " + "  ".join(line).rstrip() for line in cells)
+    return ("  " + "  ".join(line).rstrip() for line in cells)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-import orjson
+from functools import partial
 
 from callyard.settings import KafkaSettings
 from callyard.topics import topics
+from streams.audit import changelog
 from streams.audit.fold import DeskState
-from streams.audit.reading import reading
-from streams.rows import decode, split_key
+from streams.audit.lines import Lines
+from streams.audit.reading import Parser, Unreadable, reading, warner
 
 
 @dataclass
@@ -22,28 +22,28 @@ class Present:
     applied: dict[tuple[str, int], int] = field(default_factory=dict)
     """The last decided offset of each input (topic and partition); missing where nothing was."""
 
-    def take(self, key: bytes, value: bytes | None) -> None:
+    def take(self, kept: changelog.Kept) -> None:
         """Take one record of the changelog, each partition's in order."""
-        partition, conference, kind, rest = split_key(key)
-        if kind == "@":
-            for topic, offset in (orjson.loads(value)["applied"] if value is not None else {}).items():
-                self.applied[topic, partition] = offset
+        if kept.kind == changelog.POSITION:
+            for topic, offset in kept.applied.items():
+                self.applied[topic, kept.partition] = offset
             return
-        desk = self.desks.setdefault(conference, DeskState(conference, partition))
-        if value is not None:
-            desk.take(decode(kind, value))
-        elif kind == "r":
-            desk.registrations.pop(rest, None)
-        elif kind == "s":
-            desk.stays.pop(rest, None)
+        desk = self.desks.setdefault(kept.conference, DeskState(kept.conference, kept.partition))
+        if kept.row is not None:
+            desk.take(kept.row)
+        elif kept.kind == "r":
+            desk.registrations.pop(kept.rest, None)
+        elif kept.kind == "s":
+            desk.stays.pop(kept.rest, None)
 
 
-async def read_present(kafka: KafkaSettings) -> Present:
-    """The table as it is now. Raises as `streams.audit.reading.reading` does."""
-    present = Present()
+async def read_present(kafka: KafkaSettings, unreadable: Unreadable = Unreadable.SKIP) -> Present:
+    """The table as it is now. Raises as `streams.audit.reading.reading` does, and as `Parser.judged`."""
+    present, parser = Present(), Parser({}, unreadable, warner(Lines(stderr=True)))
     async with reading(kafka, [topics(kafka).changelog.name]) as found:
         async for batch in found.batches():
             for record in batch:
-                if record.key is not None:
-                    present.take(record.key, record.value)
+                kept = parser.judged(record, partial(changelog.read, record))
+                if kept is not None:
+                    present.take(kept)
     return present

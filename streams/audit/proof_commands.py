@@ -19,6 +19,7 @@ from callyard.settings import AuditSettings, KafkaSettings, Loaded, StreamSettin
 from callyard.topics import topics
 from streams.audit import checkpoints as sealed_by
 from streams.audit import seal_journal
+from streams.audit.lines import Lines
 from streams.audit.progress import shown
 from streams.audit.reading import Span, Unreadable, span, warner
 from streams.audit.times import MOMENT_HELP
@@ -39,7 +40,7 @@ def quiet() -> Console:
     gc.freeze()
     gc.set_threshold(50_000, 50, 50)
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    return Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    return Lines(stderr=True)
 
 
 def verify(
@@ -63,7 +64,7 @@ def verify(
     if json:
         typer.echo(orjson.dumps(report.as_dict()).decode())
     else:
-        show(Console(soft_wrap=True, markup=False, highlight=False), report)
+        show(Lines(), report)
     if not report.good:
         raise typer.Exit(1)
 

@@ -24,20 +24,22 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from pydantic import TypeAdapter
 from rich.console import Console
 
-from callyard import clients
+from callyard import access, clients
 from callyard.errors import CommandError
-from callyard.records import NewerSchemaError, RecordError, parse
+from callyard.records import DeskSnapshot, JournalEntry, NewerSchemaError, RecordError, parse
 from callyard.settings import KafkaSettings
 from callyard.topics import partition_of
+from streams.audit.shapes import require_free
 from streams.audit.times import moment, shown
 
+R = TypeVar("R")
 StoredRecord: TypeAlias = ConsumerRecord[Any, Any]
 STALLED_SECONDS = 60.0
 """Without a record for so long, reading has failed."""
@@ -277,7 +279,7 @@ async def reading(
 
     Raises `KafkaUnreachableError`, and `CommandError` where a topic doesn't exist.
     """
-    wanted = await _partitions(settings, names, partitions, keys)
+    wanted = await partitions_of(settings, names, partitions, keys)
     async with clients.consumer(settings, auto_offset_reset="none", fetch_max_wait_ms=100) as consumer:
         consumer.assign(wanted)
         ends = await consumer.end_offsets(wanted)
@@ -295,9 +297,12 @@ async def reading(
         yield Reading(consumer, span, bounds, oldest)
 
 
-async def _partitions(
-    settings: KafkaSettings, names: Sequence[str], only: Collection[int] | None, keys: Collection[bytes] | None
-) -> list[TopicPartition]:
+async def partitions_of(
+    settings: KafkaSettings, names: Sequence[str], only: Collection[int] | None = None,
+    keys: Collection[bytes] | None = None,
+) -> list[TopicPartition]:  # fmt: skip
+    """The partitions that these topics have, whatever is set. Raises `CommandError` where a topic doesn't exist."""
+    await access.check_reading(settings, names)
     async with clients.admin(settings) as admin:
         existing = set(await admin.list_topics())
         if missing := sorted(set(names) - existing):
@@ -332,8 +337,12 @@ class Parser:
 
     def read(self, record: StoredRecord) -> Any | None:
         """The record, or None where it is unreadable. Raises `UnreadableError` and `NewerVersionError`."""
+        return self.judged(record, lambda: _parsed(self._adapters[record.topic], record))
+
+    def judged(self, record: StoredRecord, read: Callable[[], R]) -> R | None:
+        """What ``read`` makes of a record; otherwise as `read`."""
         try:
-            return parse(self._adapters[record.topic], record.value)
+            return read()
         except NewerSchemaError as error:
             raise NewerVersionError(f"{place(record)}: {error}") from None
         except RecordError as error:
@@ -342,6 +351,15 @@ class Parser:
             self.skipped += 1
             self._say(f"{place(record)} is unreadable and skipped: {error}")
             return None
+
+
+def _parsed(adapter: TypeAdapter[Any], record: StoredRecord) -> Any:
+    found = parse(adapter, record.value)
+    if isinstance(found, JournalEntry):
+        require_free(found.changes, found.said)
+    elif isinstance(found, DeskSnapshot):
+        require_free(found.rows)
+    return found
 
 
 def place(record: StoredRecord) -> str:

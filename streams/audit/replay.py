@@ -18,6 +18,7 @@ from streams.audit.findings import Findings
 from streams.audit.inputs import Inputs, following
 from streams.audit.reading import NewerVersionError, Reading, Span, Unreadable, UnreadableError, place, reading
 from streams.audit.rerun import TIMER, Comparison, Rerun
+from streams.audit.shapes import require_decision
 from streams.audit.trail import Trail
 from streams.policy import Policy
 
@@ -97,6 +98,8 @@ class Replay:
         return Replayed(self.reading.span, self._rerun.result, self._findings, time.monotonic() - began)
 
     async def _take(self, where: str, partition: int, offset: int, entry: dict[str, Any]) -> None:
+        if entry["type"] == "decision":
+            require_decision(entry)
         first, end = self._counted[partition]
         if entry["type"] == "desk-snapshot":
             self._rerun.restore(entry)

@@ -15,9 +15,10 @@ from rich.console import Console
 from callyard.options import ConfigOption, JsonOption
 from callyard.settings import KafkaSettings, Loaded, PolicySettings, StreamSettings, load
 from streams.audit.into import Pace, Written, require_other, write
+from streams.audit.lines import Lines
 from streams.audit.progress import bar
 from streams.audit.proof_commands import FromOption, ToOption, UnreadableOption, quiet
-from streams.audit.reading import Span, Unreadable, span
+from streams.audit.reading import Span, Unreadable, span, warner
 from streams.audit.replay import Replayed
 from streams.audit.shares import WORTH, Order, divided, replay_shares, sizes, usable_processes
 from streams.audit.times import moment
@@ -70,7 +71,8 @@ def command(
         target = load(KafkaSettings, config=into, environment={})[KafkaSettings]
         begin_ms = None if begin is None else moment(begin, int(time.time() * 1000))
         pace = Pace(speed, space, begin_ms)
-        _show_written(asyncio.run(_into(settings, target, span(start, end), pace, same_kafka)), target, json)
+        period = span(start, end)
+        _show_written(asyncio.run(_into(settings, target, period, pace, same_kafka, unreadable)), target, json)
         return
     chosen = None if policy is None else Policy.of(load(PolicySettings, config=policy, environment={})[PolicySettings])
     order = Order(
@@ -81,7 +83,7 @@ def command(
     if json:
         typer.echo(orjson.dumps(found.as_dict()).decode())
     else:
-        _show(Console(soft_wrap=True, markup=False, highlight=False), found)
+        _show(Lines(), found)
     if found.result.differing:
         raise typer.Exit(1)
     if found.result.left_out or not found.result.compared:
@@ -98,11 +100,11 @@ def _replay(order: Order, processes: int | None, error: Console) -> Replayed:
 
 
 async def _into(
-    settings: Loaded, target: KafkaSettings, period: Span, pace: Pace, same_kafka: bool
+    settings: Loaded, target: KafkaSettings, period: Span, pace: Pace, same_kafka: bool, unreadable: Unreadable
 ) -> Written:  # fmt: skip
     source = settings[KafkaSettings]
     await require_other(source, target, same_kafka)
-    return await write(source, target, period, pace)
+    return await write(source, target, period, pace, unreadable, warner(quiet()))
 
 
 def _show_written(written: Written, target: KafkaSettings, json: bool) -> None:
@@ -110,11 +112,12 @@ def _show_written(written: Written, target: KafkaSettings, json: bool) -> None:
         typer.echo(orjson.dumps(dataclasses.asdict(written)).decode())
     else:
         rest = f"; {written.missing:,} had expired" if written.missing else ""
+        rest += f"; {written.unreadable:,} records of the journal were unreadable" if written.unreadable else ""
         typer.echo(
             f"{written.inputs:,} inputs written to {target.topic_prefix} at {target.bootstrap_servers}, and decided"
             f" there, in {written.seconds:.1f} s{rest}"
         )
-    if written.missing:
+    if written.missing or written.unreadable:
         raise typer.Exit(INCOMPLETE)
 
 
@@ -122,7 +125,8 @@ def _show(console: Console, found: Replayed) -> None:
     result = found.result
     for one in result.differences:
         console.print(f"{one.where}, conference {one.conference}, version {one.version}, {one.event_type}:")
-        console.print(f"  recorded  {one.recorded}\n  replayed  {one.replayed}")
+        console.print(f"  recorded  {one.recorded}")
+        console.print(f"  replayed  {one.replayed}")
         for detail in one.details:
             console.print(f"    {detail}")
     if result.differing > len(result.differences):

@@ -32,6 +32,7 @@ async def take(
     known = checkpoints.read(directory, key.public_key(), name)
     last = known[-1] if known else None
     async with reading(settings, [name]) as found:
+        _require_partitions({tp.partition for tp in found.bounds}, last)
         begins = {tp: last.ranges[tp.partition].end if last and tp.partition in last.ranges else start
                   for tp, (start, _) in found.bounds.items()}  # fmt: skip
         for tp, (start, end) in found.bounds.items():
@@ -53,6 +54,14 @@ async def take(
         ranges = [seals[tp].close(end) for tp, (_, end) in found.bounds.items()]
     path = checkpoints.write(directory, key, name, taken_ms, ranges, last)
     return path, checkpoints.read(directory, key.public_key(), name)[-1]
+
+
+def _require_partitions(there: set[int], last: Checkpoint | None) -> None:
+    if last is not None and (gone := sorted(last.ranges.keys() - there)):
+        raise CheckpointError(
+            f"{last.topic} lacks partitions that checkpoint {last.number} sealed: {', '.join(map(str, gone))}:"
+            " run 'callyard audit verify'"
+        )
 
 
 def _require_unexpired(tp: TopicPartition, start: int, begin: int, last: Checkpoint | None) -> None:

@@ -11,9 +11,10 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,7 @@ def replay_shares(order: Order, shares: Sequence[frozenset[int]], progress: Call
     began = time.monotonic()
     with ProcessPoolExecutor(len(shares), mp_context=context, initializer=_begin, initargs=(done, stop)) as pool:
         try:
-            waiting = {pool.submit(_share, order, share, number) for number, share in enumerate(shares)}
+            waiting = _started(pool, order, shares)
             found = []
             while waiting:
                 ended, waiting = wait(waiting, LOOK_SECONDS, return_when=FIRST_COMPLETED)
@@ -89,6 +90,15 @@ def replay_shares(order: Order, shares: Sequence[frozenset[int]], progress: Call
         finally:
             stop.set()
     return together(found, time.monotonic() - began)
+
+
+def _started(pool: ProcessPoolExecutor, order: Order, shares: Sequence[frozenset[int]]) -> set[Future[Replayed]]:
+    # Processes inherit this: Ctrl-C reaches the whole group, and is to end none of them while it starts.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return {pool.submit(_share, order, share, number) for number, share in enumerate(shares)}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def together(found: Sequence[Replayed], seconds: float) -> Replayed:
@@ -115,8 +125,17 @@ _shared: dict[str, Any] = {}
 
 
 def _begin(done: Any, stop: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; whoever waits for this one ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever waits for this one ends it
+    threading.Thread(target=_end_with_parent, daemon=True, name="ends with its parent").start()
     _shared.update(done=done, stop=stop)
+
+
+def _end_with_parent() -> None:
+    # A pool's process whose parent was killed would wait for its next task for ever.
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # noqa: S101 - only children come here
+    parent.join()
+    os._exit(1)
 
 
 def _share(order: Order, share: frozenset[int], number: int) -> Replayed:

@@ -12,13 +12,11 @@ import typer
 
 from callyard.settings import KafkaSettings
 from streams.audit.happenings import ROUTINE, Happening, Telling, What
+from streams.audit.invariants import Waits
 from streams.audit.options import journal, out
 from streams.audit.reading import Span, UnknownError, Unreadable
 from streams.audit.render import line
 from streams.audit.times import lasted
-
-WAITS_KEPT = 100_000
-"""Waits are counted exactly up to so many, which is more than a cluster has in a day."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Totals:
     counts: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     ends: Counter[str] = field(default_factory=Counter)
-    waits_ms: list[int] = field(default_factory=list)
+    waited: Waits = field(default_factory=Waits)
 
     def take(self, happening: Happening) -> None:
         """Count a happening."""
@@ -65,8 +63,8 @@ class Totals:
             self.failures[What.NO_OUTCOME.value] += 1
         elif happening.what is What.LEFT:
             self.ends[str(reason or "unknown")] += 1
-        elif happening.what is What.CONNECTED and happening.stay is not None and len(self.waits_ms) < WAITS_KEPT:
-            self.waits_ms.append(max(0, happening.stay.connected_ms - happening.stay.since_ms))
+        elif happening.what is What.CONNECTED and happening.stay is not None:
+            self.waited.add(happening.stay.connected_ms - happening.stay.since_ms)
 
     def as_dict(self) -> dict[str, Any]:
         """As it stands in JSON."""
@@ -74,16 +72,8 @@ class Totals:
             "counts": dict(sorted(self.counts.items())),
             "failures": dict(self.failures.most_common()),
             "ends": dict(self.ends.most_common()),
-            "waits_ms": _quantiles(self.waits_ms),
+            "waits_ms": self.waited.spread(),
         }
-
-
-def _quantiles(waits: list[int]) -> dict[str, int]:
-    if not waits:
-        return {}
-    ordered = sorted(waits)
-    at = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
-    return {name: ordered[min(len(ordered) - 1, int(len(ordered) * share))] for name, share in at.items()}
 
 
 async def tell(
@@ -98,7 +88,7 @@ async def tell(
     only = [side.name] if side.kind == "conference" else None
     first: int | None = None
     async with journal(
-        kafka, span, before_ms=before_ms, unreadable=unreadable, what=side.kind, conferences=only
+        kafka, span, before_ms=before_ms, unreadable=unreadable, what=side.kind, conferences=only, tells=True
     ) as found:
         keys = None if only is None else {side.name.encode()}
         async for told in found.told(keys):
@@ -131,9 +121,9 @@ def _lines(totals: Totals) -> list[str]:
         told.append("failures: " + _said(totals.failures))
     if totals.ends:
         told.append("ended by: " + _said(totals.ends))
-    if totals.waits_ms:
-        quantiles = _quantiles(totals.waits_ms)
-        told.append("waits until connected: " + ", ".join(f"{name} {lasted(ms)}" for name, ms in quantiles.items()))
+    spread = totals.waited.spread()
+    if spread.pop("count"):
+        told.append("waits until connected: " + ", ".join(f"{name} {lasted(ms)}" for name, ms in spread.items()))
     return told
 
 

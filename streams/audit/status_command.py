@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from typing import Annotated
 
 import orjson
 import typer
+from rich.console import Console
 
 from callyard.doctor import status as exit_status
 from callyard.doctor import tell
@@ -55,17 +57,20 @@ def _show(found: Status) -> None:
     rows = [(name, _age(found, stamp), str(found.inputs[name].undecided) if name in found.inputs else "")
             for name, stamp in found.newest_ms.items()]  # fmt: skip
     if rows:
-        console.print(grid(("topic", "newest record", "undecided"), rows))
-        console.print()
+        _show_grid(console, ("topic", "newest record", "undecided"), rows)
     if found.stream is not None and found.stream.members:
-        console.print(grid(("stream worker", "at", "partitions"), (
+        _show_grid(console, ("stream worker", "at", "partitions"), (
             (member.client, member.host, ranges(member.partitions) or "none") for member in found.stream.members
-        )))  # fmt: skip
-        console.print()
+        ))  # fmt: skip
     if found.gateways:
-        console.print(grid(("gateway", "speaks", "agents", "callers", "waiting instructions"),
-                           (_gateway(one) for one in found.gateways)))  # fmt: skip
-        console.print()
+        names = ("gateway", "speaks", "agents", "callers", "waiting instructions")
+        _show_grid(console, names, (_gateway(one) for one in found.gateways))
+
+
+def _show_grid(console: Console, names: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    for line in grid(names, rows):
+        console.print(line)
+    console.print()
 
 
 def _age(found: Status, stamp: int | None) -> str:

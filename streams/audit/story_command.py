@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Annotated, Any
 
 import orjson
@@ -11,6 +12,7 @@ import typer
 from callyard import numbers
 from callyard.options import ConfigOption, JsonOption
 from callyard.settings import KafkaSettings, PolicySettings, PrivacySettings, load
+from callyard.topics import DAY_MS
 from streams.audit import find, forget_command, render, sides
 from streams.audit.options import FromOption, ToOption, UnreadableOption, ZoneOption, errors, lookback_ms, out
 from streams.audit.reading import Span, Unreadable, span
@@ -40,8 +42,8 @@ def call(
 ) -> None:
     """Tell the story of a call: parked, what was known then, each decision and why, each outcome, and the waits.
 
-    Without --from: the last 24 hours, or from when the call began as its id tells. Exit statuses: 3 nothing in the
-    range, 4 no such call, 5 a record of a newer version, 6 an unreadable record with --unreadable fail.
+    Without --from: the last 24 hours, or a day from when the call began, as its id tells. Exit statuses: 3 nothing in
+    the range, 4 no such call, 5 a record of a newer version, 6 an unreadable record with --unreadable fail.
     """
     if not (call_id or caller or conference):
         raise typer.BadParameter("name a call id, --caller or --conference")
@@ -63,7 +65,8 @@ def call(
     if len(found.stories) > most and not full:
         for story in found.stories:
             console.print(render.summary(story, found.until_ms, at))
-        console.print(f"\n{len(found.stories)} calls; 'callyard audit call CALL_ID' tells one in full, --full all")
+        console.print("")
+        console.print(f"{len(found.stories)} calls; 'callyard audit call CALL_ID' tells one in full, --full all")
     else:
         for story in found.stories:
             for line in render.whole(story, found.until_ms, at, everything=full):
@@ -74,8 +77,10 @@ def call(
 
 def _span(start: str | None, end: str | None, call_id: str | None) -> Span:
     if start is None and call_id is not None and (began := find.start_of(call_id)) is not None:
-        made = span(None, end)
-        return Span(max(0, began - find.CLOCK_SLACK_MS), made.end_ms)
+        made, over = span(None, end), began + find.CLOCK_SLACK_MS + DAY_MS
+        # No call lasts for longer; of one that does it is said that it was alive at the range's end.
+        day_end = over if over < time.time() * 1000 else None
+        return Span(max(0, began - find.CLOCK_SLACK_MS), day_end if end is None else made.end_ms)
     return span(start or DEFAULT_FROM, end)
 
 

@@ -58,12 +58,14 @@ def command(
         when = moment(as_of, now)
         _show(asyncio.run(past(settings, when, conference, whole=whole, unreadable=unreadable)), when, at, json=json)
         return
-    _show(asyncio.run(present(settings[KafkaSettings], conference)), now, at, json=json)
+    _show(asyncio.run(present(settings[KafkaSettings], conference, unreadable)), now, at, json=json)
 
 
-async def present(kafka: KafkaSettings, conference: str | None = None) -> Table:
-    """The table as the stream's changelog has it now."""
-    return table_of((await read_present(kafka)).desks.values(), conference)
+async def present(
+    kafka: KafkaSettings, conference: str | None = None, unreadable: Unreadable = Unreadable.SKIP
+) -> Table:  # fmt: skip
+    """The table as the stream's changelog has it now. Raises `UnreadableError` where that is to be fatal."""
+    return table_of((await read_present(kafka, unreadable)).desks.values(), conference)
 
 
 async def past(
@@ -94,12 +96,14 @@ def _show(table: Table, when_ms: int, zone: tzinfo, *, json: bool) -> None:
     console = out()
     console.print(f"As of {shown(when_ms, zone)}: {len(table.registrations)} registrations, {_states(table.callers)}")
     if table.registrations:
-        console.print(grid(("conference", "node", "since", "SIP URI"),
-                            ((r.conference, r.node_id, shown(r.since_ms, zone), r.sip_uri)
-                             for r in table.registrations)))  # fmt: skip
+        names: tuple[str, ...] = ("conference", "node", "since", "SIP URI")
+        for line in grid(names, ((r.conference, r.node_id, shown(r.since_ms, zone), r.sip_uri)
+                                  for r in table.registrations)):  # fmt: skip
+            console.print(line)
     if table.callers:
-        console.print(grid(("conference", "call", "caller", "state", "for", "attempts", "node"),
-                            (_caller(c, when_ms) for c in table.callers)))  # fmt: skip
+        names = ("conference", "call", "caller", "state", "for", "attempts", "node")
+        for line in grid(names, (_caller(c, when_ms) for c in table.callers)):
+            console.print(line)
 
 
 def _caller(c: CallerLine, when_ms: int) -> tuple[str, ...]:

@@ -55,8 +55,14 @@ def zone_of(name: str) -> tzinfo:
 
 
 def shown(ms: int, zone: tzinfo = timezone.utc) -> str:
-    """A moment as RFC 3339 with milliseconds and its zone: ``2026-11-24T08:15:00.250Z``."""
-    text = (_EPOCH + timedelta(milliseconds=ms)).astimezone(zone).isoformat(timespec="milliseconds")
+    """A moment as RFC 3339 with milliseconds and its zone: ``2026-11-24T08:15:00.250Z``.
+
+    One that is no date of the calendar (whoever writes a record can give it any) is shown as the number that it is.
+    """
+    try:
+        text = (_EPOCH + timedelta(milliseconds=ms)).astimezone(zone).isoformat(timespec="milliseconds")
+    except OverflowError:
+        return f"{ms} ms after 1970"
     return text.replace("+00:00", "Z")
 
 

@@ -19,6 +19,7 @@ import orjson
 
 from callyard.records import SCHEMA_VERSION, NewerSchemaError, RecordError
 from streams.audit.findings import Findings
+from streams.audit.shapes import require_counted, require_epoch, require_policy, require_snapshot
 
 REMEMBERED = 10_000
 """Records remembered for each partition: twice the most inputs of one group (`StreamSettings.group_limit`)."""
@@ -57,13 +58,14 @@ class Trail:
         kind = content["type"]
         if kind in {"decision", "desk-snapshot"}:
             assert value is not None  # noqa: S101 - it was read
-            try:
-                return self._chained(offset, content, hashlib.sha256(value).digest(), kind == "decision")
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise RecordError(f"a {kind} without its fields: {error!r}") from None
+            decision = kind == "decision"
+            (require_counted if decision else require_snapshot)(content)
+            return self._chained(offset, content, hashlib.sha256(value).digest(), decision)
         if kind == "epoch-began":
+            require_epoch(content)
             self._epoch = max(self._epoch, content["epoch"])
         elif kind == "policy-declared":
+            require_policy(content)
             self._declared(content["digest"], content["policy"])
         else:
             raise RecordError(f"type {kind!r:.60} is none of the journal's record types")
@@ -81,7 +83,7 @@ class Trail:
             if version == 1 and decision and named is not None:
                 self._broken(offset, conference, "its first decision names one before it")
         else:
-            fits = known[0] == follows and named is not None and bytes.fromhex(named) == known[1]
+            fits = known[0] == follows and named is not None and named == known[1].hex()
         if not fits or epoch < self._epoch:
             if head in self._recent:
                 self.repeated += 1
@@ -147,7 +149,7 @@ def read(value: bytes | None) -> dict[str, Any]:
         content = orjson.loads(value or b"")
     except orjson.JSONDecodeError as error:
         raise RecordError(f"not JSON: {error}; begins with {(value or b'')[:60]!r}") from None
-    if not isinstance(content, dict) or "type" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("type"), str):
         raise RecordError(f"a JSON object with a type is expected, this begins with {(value or b'')[:60]!r}")
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:

@@ -111,7 +111,7 @@ class Verification:
                 counting = first <= record.offset < end
                 report.records += counting
                 if sealing:
-                    seals[number].take(record)
+                    seals[number].take(record, counting)
                 try:
                     entry = trails[number].take(record.offset, record.value)
                     if entry is None:
@@ -120,7 +120,7 @@ class Verification:
                     invariants.take(number, f"{record.topic}-{number}@{record.offset}", entry)
                 except NewerSchemaError as error:
                     raise NewerVersionError(f"{place(record)}: {error}") from None
-                except (RecordError, KeyError, TypeError) as error:
+                except (RecordError, KeyError, TypeError, AttributeError, ValueError) as error:
                     self._set_aside(record, error)
                 finally:
                     findings.muted, invariants.counting = False, True
@@ -150,11 +150,19 @@ class Verification:
         for one in seals.values():
             one.finish(now - self._kept_ms, counts)
         checked = self._checkpoints or []
+        sealed = {number for one in checked for number in one.ranges}
+        for number in sorted(sealed - seals.keys()):
+            ranges = self._ranges(number)
+            counts["ranges"] += len(ranges)
+            counts["altered"] += len(ranges)
+            where = f"{checked[-1].topic}-{number}"
+            count = sum(one.count for one in ranges)
+            self._findings.add("sealed", where, f"the partition is gone, with {count} records that were sealed")
         return {
             "first": checked[0].number if checked else None, "last": checked[-1].number if checked else None,
             "first_ms": checked[0].taken_ms if checked else None, "last_ms": checked[-1].taken_ms if checked else None,
             "records": counts["records"], "ranges": counts["ranges"], "expired": counts["expired"],
-            "altered": counts["altered"],
+            "altered": counts["altered"], "unsealed": counts["unsealed"],
         }  # fmt: skip
 
 
@@ -168,10 +176,12 @@ class Seals:
         self._at: int = -1
         self._seal: Seal | None = None
         self._found: dict[int, Range] = {}
+        self._unsealed = 0
         self.first: int | None = None
         self.last = -1
 
-    def take(self, record: StoredRecord) -> None:
+    def take(self, record: StoredRecord, counting: bool = True) -> None:
+        """Take the next record; ``counting``: it is of the period, and not only read to know how things stood."""
         if self.first is None:
             self.first = record.offset
         self.last = record.offset
@@ -179,6 +189,8 @@ class Seals:
             self._next()
         if self._seal is not None and record.offset < self._ranges[self._at].end:
             self._seal.take(record.offset, record.timestamp, record.key, record.value)
+        elif counting:
+            self._unsealed += 1
 
     def _next(self) -> None:
         if self._seal is not None:
@@ -191,9 +203,10 @@ class Seals:
         if self._seal is not None:
             self._found[self._at] = self._seal.close(self._ranges[self._at].end)
         where = f"{self._partition.topic}-{self._partition.partition}"
+        counts["unsealed"] += self._unsealed
         for number, sealed in enumerate(self._ranges):
             begins_late = sealed.count > 0 and (self.first is None or self.first > sealed.begin)
-            gone = begins_late and (self.first is not None and self.first >= sealed.end)
+            gone = begins_late and (self.first is None or self.first >= sealed.end)
             if begins_late and (sealed.last_ms if gone else sealed.first_ms) < kept_since_ms:
                 counts["expired"] += 1
                 continue

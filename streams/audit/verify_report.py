@@ -54,7 +54,8 @@ def _sealed(sealed: Mapping[str, Any] | None) -> str:
         return f"NOT as it was sealed: {sealed['altered']} of {sealed['ranges']} ranges are altered{expired}"
     first = f"checkpoint {sealed['first']} ({shown(sealed['first_ms'])})"
     last = f"checkpoint {sealed['last']} ({shown(sealed['last_ms'])})"
-    return f"Complete and unaltered from {first} to {last}: {sealed['records']:,} records{expired}"
+    unsealed = f"; {sealed['unsealed']:,} others are in no checkpoint" if sealed["unsealed"] else ""
+    return f"Complete and unaltered from {first} to {last}: {sealed['records']:,} records{expired}{unsealed}"
 
 
 def _counts(counts: Mapping[str, int]) -> str:

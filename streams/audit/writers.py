@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
-import io
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timezone
@@ -56,20 +57,42 @@ class JsonLines:
 
 
 class Csv:
-    """RFC 4180 with a header line; times as RFC 3339, UTC; null is empty."""
+    """RFC 4180 with a header line; times as RFC 3339, UTC; null is empty.
+
+    A spreadsheet runs a text that begins like a formula, and a caller's number can be one: it gets an apostrophe.
+    """
 
     def __init__(self, columns: Sequence[Column], file: IO[bytes]) -> None:
         self._times = _times(columns)
-        self._text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        self._csv = csv.DictWriter(self._text, [column.name for column in columns], lineterminator="\r\n")
-        self._csv.writeheader()
+        self._texts = tuple(column.name for column in columns if column.kind is Kind.TEXT)
+        self._file = file
+        # No TextIOWrapper: where an export fails, that one closes standard output as it goes.
+        self._csv = csv.DictWriter(
+            codecs.getwriter("utf-8")(file), [column.name for column in columns], lineterminator="\r\n"
+        )
+        self._begun = False
 
     def write(self, rows: Sequence[Row]) -> None:
-        self._csv.writerows(_with_times(row, self._times) for row in rows)
+        self._begin()
+        self._csv.writerows(_with_times(self._harmless(row), self._times) for row in rows)
 
     def close(self) -> None:
-        self._text.flush()
-        self._text.detach()
+        self._begin()
+        self._file.flush()
+
+    def _begin(self) -> None:
+        # Not before there is something to write: an export that fails says nothing on standard output.
+        if not self._begun:
+            self._begun = True
+            self._csv.writeheader()
+
+    def _harmless(self, row: Row) -> Row:
+        formulas = {name: f"'{row[name]}" for name in self._texts if row[name] and _FORMULA.match(row[name])}
+        return row | formulas if formulas else row
+
+
+_FORMULA = re.compile(r"[=+@\t\r\n-](?![0-9*#]*\Z)")
+"""What a spreadsheet takes for a formula; a number in international form, masked or not, is none."""
 
 
 class Parquet:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,6 +25,17 @@ def environment(settings: KafkaSettings) -> dict[str, str]:
         "CALLYARD_KAFKA_TOPIC_PREFIX": settings.topic_prefix,
         "CALLYARD_KAFKA_PARTITIONS": str(settings.partitions),
     }
+
+
+async def callyard(environment: Mapping[str, str], *words: str, timeout: float = 120) -> tuple[int, str, str]:
+    """A command as a process of its own: exit status, output, what it said beside."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "callyard.main", *words, env={**os.environ, **environment},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await asyncio.wait_for(process.communicate(), timeout)
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
 
 
 async def create_topics(settings: KafkaSettings) -> None:
