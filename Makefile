@@ -2,7 +2,7 @@
 export CALLYARD_CACHE ?= $(CURDIR)/.cache
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint format docs bench chaos clean
+.PHONY: help setup demo test lint format docs bench chaos manifests image-lock clean
 
 help:
 	@echo "make setup    prepare .venv, Kafka, Asterisk and SIPp (the others do it first, too)"
@@ -13,6 +13,8 @@ help:
 	@echo "make docs     write what docs/ has from the code anew"
 	@echo "make bench    measure latencies; writes JSON"
 	@echo "make chaos    kill, freeze and cut everything while callers come and go; a quarter of an hour"
+	@echo "make manifests  check all of deploy/ by a real API server and in real containers (ARGS='--only manifests' chooses)"
+	@echo "make image-lock  pin what the image installs anew, from pyproject.toml"
 	@echo "make clean    remove .venv, the cache and what tools left behind"
 
 setup:
@@ -50,6 +52,12 @@ bench: setup
 
 chaos: setup
 	@$(BIN)/python -m tests.chaos $(ARGS)
+
+manifests: setup
+	@$(BIN)/python -m deploy.check $(ARGS)
+
+image-lock: setup
+	$(BIN)/python scripts/image-lock
 
 clean:
 	rm -rf .venv .cache .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache *.egg-info build dist

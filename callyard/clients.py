@@ -18,7 +18,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 
-from callyard import header_names, reach
+from callyard import header_names, reach, tasks
 from callyard.settings import SASL_PROTOCOLS, SSL_PROTOCOLS, KafkaSettings, SettingsError
 
 log = structlog.get_logger(__name__)
@@ -111,7 +111,10 @@ async def producer(settings: KafkaSettings, client_id: str, **more: Any) -> Asyn
 
 @asynccontextmanager
 async def consumer(settings: KafkaSettings, *topics: str, **more: Any) -> AsyncIterator[AIOKafkaConsumer]:
-    """A started consumer that commits nothing by itself, and that any header names can be read by."""
+    """A started consumer that commits nothing by itself, and that any header names can be read by.
+
+    What has not ended `STOP_SECONDS` after the end is given up: the group then learns by its session, as after a crash.
+    """
     header_names.tolerate()
     made = AIOKafkaConsumer(*topics, **connection(settings), enable_auto_commit=False, **more)
     try:
@@ -124,7 +127,11 @@ async def consumer(settings: KafkaSettings, *topics: str, **more: Any) -> AsyncI
     try:
         yield made
     finally:
-        await made.stop()
+        try:
+            # It leaves the group and closes its connections, and waits for the broker's part in both: with TLS, too.
+            await tasks.within(made.stop(), STOP_SECONDS)
+        except asyncio.TimeoutError:
+            log.warning("the consumer ended before Kafka answered")
 
 
 @asynccontextmanager

@@ -14,6 +14,8 @@ Each guard answers one finding, measured on a real broker (see docs/architecture
   request asks for it.
 * **A recovery that a rebalance interrupts** goes on as if it had read the changelogs: it is told from a whole one.
 * **A header name that isn't UTF-8** raises in the fetcher, again and again: `callyard.header_names`, for all consumers.
+* **Folders for tables** are made at the start, also for tables in memory, which have none: with a read-only root (a
+  container's) the worker would not start.
 * **Recovery that ended early** would decide from an old table: the offsets read are compared with the log's end.
 
 What needs no patch is a setting in `streams.worker.make_app`.
@@ -139,6 +141,9 @@ class GuardedApp(faust.App):
     async def on_start(self) -> None:
         await super().on_start()
         await self.begin()
+
+    def _create_directories(self) -> None:
+        """Make none. Were this no longer asked, Faust could not make what ``datadir`` names, and would say so."""
 
     async def _stop_flow_for_seek(self, *_: Any, **__: Any) -> None:
         self.consumer.stop_flow()

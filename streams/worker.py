@@ -14,7 +14,6 @@ import logging
 import os
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
@@ -85,7 +84,7 @@ def make_app(settings: Loaded, fence: Fence) -> GuardedApp:
         broker=servers,
         broker_credentials=_credentials(kafka),
         broker_client_id=_name(),  # what 'callyard status' shows
-        datadir=tempfile.gettempdir(),  # the memory store writes nothing
+        datadir="/nonexistent/callyard",  # the memory store writes nothing: see the guard
         store="memory://",
         processing_guarantee="at_least_once",  # exactly_once bypasses outputs and crashes a second worker
         table_standby_replicas=0,  # a memory store reads its changelog anew when it becomes active

@@ -70,7 +70,7 @@ async def test_mirror_that_does_not_answer_is_named_and_leaves_no_tree(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CALLYARD_CACHE", str(tmp_path))
-    monkeypatch.setattr(prepare, "_mirror", lambda: "http://127.0.0.1:1/debian")
+    monkeypatch.setattr(prepare, "debian_mirror", lambda: "http://127.0.0.1:1/debian")
     monkeypatch.setattr(prepare, "_asterisk_here", lambda: None)
     if prepare._missing(os.geteuid() == 0):
         pytest.skip("mmdebstrap cannot run here")

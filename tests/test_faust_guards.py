@@ -13,7 +13,9 @@ from faust.types import TP
 
 from callyard import fence
 from callyard.guards import GuardError
+from callyard.settings import KafkaSettings, StreamSettings, load
 from streams import faust_guards
+from streams.worker import make_app
 
 
 def test_the_installed_versions_are_those_that_the_guards_were_made_for() -> None:
@@ -36,6 +38,13 @@ def test_the_pins_of_the_package_are_those_of_the_guards() -> None:
 def test_an_attribute_that_is_gone_is_named() -> None:
     with pytest.raises(GuardError, match="has no nothing_of_the_kind"):
         fence.patched(object(), "nothing_of_the_kind")
+
+
+def test_a_stream_makes_no_folder_so_that_its_root_may_be_read_only() -> None:
+    app = make_app(load(KafkaSettings, StreamSettings, environment={}), fence.Fence(session_seconds=6))
+    app._create_directories()
+    assert not app.conf.datadir.exists()
+    assert not app.conf.datadir.parent.exists(), "without the guard Faust would make it, or fail"
 
 
 def test_the_fence_holds_for_four_fifths_of_the_session_since_the_heartbeat_was_sent(

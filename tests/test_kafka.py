@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,21 @@ async def test_a_killed_broker_comes_back_on_its_port_with_its_records(tmp_path:
         assert len(await support.read(settings, calls)) == 2
         last = kafka.pid
     assert not alive(last)
+
+
+async def test_a_consumer_ends_though_the_broker_says_nothing_any_more(tmp_path: Path) -> None:
+    async with embedded.running(tmp_path / "data") as kafka:
+        settings = KafkaSettings(bootstrap_servers=kafka.bootstrap_servers, partitions=2, request_timeout_ms=60_000)
+        await support.create_topics(settings)
+        async with clients.consumer(settings, group_id="callyard-agent-gw-1") as consumer:
+            consumer.subscribe([topics.topics(settings).dials.name])
+            while not consumer.assignment():
+                await consumer.getmany(timeout_ms=100)
+            os.kill(kafka.pid, signal.SIGSTOP)
+            began = time.monotonic()
+        took = time.monotonic() - began
+        os.kill(kafka.pid, signal.SIGCONT)
+    assert took < clients.STOP_SECONDS + 2, "a worker's grace period is 12 s"
 
 
 async def test_who_comes_through_a_proxy_stays_behind_it(tmp_path: Path) -> None:

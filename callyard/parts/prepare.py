@@ -139,7 +139,7 @@ def _build(tree: Path) -> None:
     new = tree.with_suffix(".new")
     _remove(new)
     new.mkdir()
-    mirror, proxy = _mirror(), _output("apt-config", "shell", "PROXY", "Acquire::http::Proxy")
+    mirror, proxy = debian_mirror(), _output("apt-config", "shell", "PROXY", "Acquire::http::Proxy")
     options = ['Acquire::Check-Valid-Until "false"', 'APT::Install-Recommends "false"']
     if proxy:
         options.append(f'Acquire::http::Proxy "{shlex.split(proxy)[0].removeprefix("PROXY=")}"')
@@ -178,7 +178,7 @@ def _remove(tree: Path) -> None:
     shutil.rmtree(tree)
 
 
-def _mirror() -> str:
+def debian_mirror() -> str:
     """The Debian mirror that this machine uses itself, or Debian's own."""
     listed = _output("apt-get", "indextargets", "--no-release-info", "--format", "$(REPO_URI)")
     own = [uri.rstrip("/") for uri in listed.splitlines() if re.search(r"^https?://.*/debian/?$", uri)]
