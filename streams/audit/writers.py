@@ -123,21 +123,36 @@ _WRITERS: dict[Format, Any] = {Format.JSONL: JsonLines, Format.CSV: Csv, Format.
 
 @contextmanager
 def writing(columns: Sequence[Column], form: Format, target: Path | None, standard: IO[bytes]) -> Iterator[Writer]:
-    """A writer to a file (None: to ``standard``), which has its name only once all of it is written."""
+    """A writer to a file (None: to ``standard``), which has its name only once all of it is written.
+
+    What is there and is no file, such as a pipe or ``/dev/null``, is written into as it is, and never replaced.
+    """
     if target is None:
         made: Writer = _WRITERS[form](columns, standard)
         yield made
         made.close()
         return
-    part = target.with_name(f"{target.name}.part")
     try:
-        with part.open("wb") as file:
+        with _opened(target) as file:
             made = _WRITERS[form](columns, file)
             yield made
             made.close()
-        part.replace(target)
     except OSError as error:
         raise CommandError(f"--out {target}: {error.strerror or error}") from None
+
+
+@contextmanager
+def _opened(target: Path) -> Iterator[IO[bytes]]:
+    target = target.resolve()  # what a link leads to is written, and the link stays
+    if target.exists() and not target.is_file():
+        with target.open("wb") as file:
+            yield file
+        return
+    part = target.with_name(f"{target.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.replace(target)
     finally:
         part.unlink(missing_ok=True)
 
