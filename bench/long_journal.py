@@ -151,7 +151,7 @@ async def _again(
 
 def _read(target: KafkaSettings, base: list[Any], written: int) -> dict[str, Any]:
     middle_copy = written // len(base) // 2
-    record = next(one for one in base[len(base) // 2 :] if one.key is not None and b'"caller-parked"' in one.value)
+    record = [one for one in base if one.key is not None and b'"caller-parked"' in one.value][-1]
     at = record.timestamp + middle_copy * SPREAD_DAYS * DAY_MS
     conference = str(int(record.key) + middle_copy * (max(int(one.key) for one in base if one.key) + 1 - FIRST_NUMBER))
     day = ["--from", _moment(at - DAY_MS // 2), "--to", _moment(at + DAY_MS // 2)]
