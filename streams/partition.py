@@ -132,7 +132,9 @@ class Partition:
             if kind == "@":
                 self._load_position(value)
                 continue
-            desk = self.desks.setdefault(conference, Desk(conference))
+            desk = self.desks.get(conference)
+            if desk is None:  # as setdefault would make one for each row
+                desk = self.desks[conference] = Desk(conference)
             desk.load(decode(kind, value))
         for conference in self.desks:
             self._index(conference)

@@ -160,6 +160,11 @@ class DeskRow:
 Row = RegistrationRow | StayRow | DeskRow  # a type alias; valid at run time from Python 3.10 on
 
 
+_FIELDS: dict[type[Row], frozenset[str]] = {
+    row: frozenset(field.name for field in dataclasses.fields(row)) for row in (RegistrationRow, StayRow, DeskRow)
+}
+
+
 def encode(row: Row) -> bytes:
     """A row's value as it stands in the changelog."""
     return orjson.dumps(dataclasses.asdict(row))
@@ -194,8 +199,8 @@ def of_fields(kind: str, fields: dict[str, Any]) -> Row:
 
 def _known(row: type[Row], fields: dict[str, Any]) -> dict[str, Any]:
     # What a newer version has added is left out, so that one may go back a version.
-    names = {field.name for field in dataclasses.fields(row)}
-    return {name: value for name, value in fields.items() if name in names}
+    names = _FIELDS[row]
+    return fields if fields.keys() <= names else {name: fields[name] for name in fields.keys() & names}
 
 
 def desk_key(partition: int, conference: str) -> bytes:
