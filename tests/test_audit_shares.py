@@ -1,4 +1,4 @@
-"""Shares of a replay: every partition in one, about as large as each other, and all that they found put together."""
+"""Shares of a period: every partition in one, about as large as each other, and all that they found put together."""
 
 from __future__ import annotations
 
@@ -111,5 +111,5 @@ async def test_a_replay_that_is_interrupted_or_killed_in_part_ends_with_all_its_
     _, err = await asyncio.wait_for(replaying.communicate(), 60)
     assert replaying.returncode == (1 if killed else 130)
     assert (b"Traceback" in err, b"KeyboardInterrupt" in err) == (False, False), err.decode()
-    assert (b"a process of the replay was killed" in err) == killed
+    assert (b"one of the processes was killed" in err) == killed
     await until(lambda: not any(map(running, mine)), 10, what="the end of its processes")

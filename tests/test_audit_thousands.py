@@ -127,6 +127,13 @@ async def test_two_thousand_calls_are_complete_unaltered_and_as_they_must_be(sit
     assert found["waited_beside_the_conference_ms"]["p50"] < found["waited_ms"]["max"]
     assert (found["sealed"]["first"], found["sealed"]["altered"], found["sealed"]["expired"]) == (1, 0, 0)
     assert found["sealed"]["records"] == found["records"]
+    status, out, err = await callyard(site.environment, "audit", "verify", "--json", "--processes", "1")
+    alone = orjson.loads(out)
+    status, out, err = await callyard(site.environment, "audit", "verify", "--json", "--processes", "3")
+    shared = orjson.loads(out)
+    assert (status, shared | {"seconds": 0}) == (0, alone | {"seconds": 0}), err
+    assert alone | {"seconds": 0, "sealed": None} == found | {"seconds": 0, "sealed": None}
+    assert (await callyard(site.environment, *words, "--processes", "2"))[0] == 2
     status, out, _ = await callyard(site.environment, *words)
     assert status == 0
     assert "Complete and unaltered from checkpoint 1 (" in out
@@ -301,6 +308,11 @@ async def test_a_journal_that_was_made_anew_with_changes_is_found_out(site: Site
         "replay-forged.journal-3": "its tail was cut off",
     }
     assert found["findings"]["chain"] >= 2, "where it was changed, the chains tell"
+    by_processes = [
+        orjson.loads((await callyard(environment, "audit", "verify", "--json", "--processes", count))[1])
+        for count in ("1", "2")
+    ]
+    assert by_processes[0]["findings"] == by_processes[1]["findings"]
     async with clients.producer(settings, "newer") as producer:
         newer = orjson.dumps({"type": "decision", "schema_version": 99})
         await producer.send_and_wait(topics.topics(settings).journal.name, newer, partition=1)

@@ -27,6 +27,11 @@ class StreamSettings(Group):
         " moment is restored without what was before; the journal is kept at least twice as long.",
     )  # fmt: skip
 
+    @property
+    def lookback_ms(self) -> int:
+        """How long before a moment the journal surely has each desk whole that has changed since, in milliseconds."""
+        return round(2000 * self.snapshot_seconds)
+
 
 class PolicySettings(Group):
     """All that decides, beside the events. Journalled whole; the same for every worker."""

@@ -35,6 +35,10 @@ class Waits:
         """Count a wait; one that clocks make negative counts as none."""
         self._values.append(min(max(0, milliseconds), 2**32 - 1))
 
+    def extend(self, other: Waits) -> None:
+        """Count those of another one."""
+        self._values.extend(other._values)
+
     def spread(self) -> dict[str, int]:
         """Count, and percentiles by nearest rank, in milliseconds; without values only the count."""
         values = sorted(self._values)
@@ -48,9 +52,10 @@ class Waits:
 
 
 class _Desk:
-    __slots__ = ("instructed", "registrations", "stays", "whole")
+    __slots__ = ("instructed", "partition", "registrations", "stays", "whole")
 
-    def __init__(self, whole: bool) -> None:
+    def __init__(self, partition: int, whole: bool) -> None:
+        self.partition = partition
         self.whole = whole
         """All its rows are known: it was read from its beginning or from a snapshot."""
         self.registrations: dict[str, dict[str, Any]] = {}
@@ -83,12 +88,12 @@ class Invariants:
     def take(self, partition: int, where: str, entry: dict[str, Any]) -> None:
         """Take one decision or snapshot (as JSON) that counts. Raises `KeyError`, `TypeError` for what is neither."""
         if entry["type"] == "desk-snapshot":
-            self._restore(entry)
+            self._restore(partition, entry)
             return
         conference, now = entry["conference"], entry["now_ms"]
         desk = self._desks.get(conference)
         if desk is None:
-            desk = self._desks[conference] = _Desk(entry["version"] == 1)
+            desk = self._desks[conference] = _Desk(partition, entry["version"] == 1)
         self._now[partition] = max(now, self._now.get(partition, 0))
         if self.counting:
             self.inputs[entry["event_type"]] += 1
@@ -111,12 +116,23 @@ class Invariants:
         for change in forgotten:
             self._forget(desk, conference, place, change)
 
+    def add(self, other: Invariants) -> None:
+        """Count what another one has found in other partitions, once both are finished."""
+        for mine, others in (
+            (self.inputs, other.inputs), (self.ended, other.ended), (self.notices, other.notices),
+            (self.outcomes, other.outcomes), (self.failures, other.failures),
+        ):  # fmt: skip
+            mine.update(others)
+        self.stays += other.stays
+        self.dials += other.dials
+        self.waited.extend(other.waited)
+        self.waited_beside.extend(other.waited_beside)
+
     def finish(self) -> dict[str, int]:
         """Judge what has no end yet; returns how many stays are waiting, dialled and talking at the end."""
         left: Counter[str] = Counter()
-        # By the slowest partition's time: the others' ends may be yet to be read there.
-        end = min(self._now.values(), default=0)
         for conference, desk in self._desks.items():
+            end = self._now.get(desk.partition, 0)  # what its own partition has come to
             for stay in desk.stays.values():
                 if stay["state"] not in _ACTIVE:
                     continue
@@ -127,15 +143,16 @@ class Invariants:
                         f"{_stay(stay)} is {stay['state']} still, though its lease was over {end - stay['until_ms']} ms"
                         " before the end",
                     )  # fmt: skip
+        self._desks.clear()
         return dict(left)
 
     # --- rows -------------------------------------------------------------------------------------------------------
 
-    def _restore(self, snapshot: dict[str, Any]) -> None:
+    def _restore(self, partition: int, snapshot: dict[str, Any]) -> None:
         known = self._desks.get(snapshot["conference"])
         if known is not None and known.whole:
             return
-        desk = self._desks[snapshot["conference"]] = _Desk(whole=True)
+        desk = self._desks[snapshot["conference"]] = _Desk(partition, whole=True)
         for row in snapshot["rows"]:
             if row.get("set") == "stay":
                 desk.stays[row["call_id"]] = row

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import logging
 import time
 from pathlib import Path
 from typing import Annotated
@@ -20,8 +18,9 @@ from callyard.topics import topics
 from streams.audit import checkpoints as sealed_by
 from streams.audit import seal_journal
 from streams.audit.lines import Lines
-from streams.audit.progress import shown
+from streams.audit.progress import bar, quiet, shown
 from streams.audit.reading import Span, Unreadable, span, warner
+from streams.audit.shares import Order, divided, in_shares, processes_for, sizes, verify_share
 from streams.audit.times import MOMENT_HELP
 from streams.audit.verify import Report, verification
 from streams.audit.verify_report import show
@@ -29,18 +28,8 @@ from streams.audit.verify_report import show
 FromOption = Annotated[str | None, typer.Option("--from", help=f"Beginning of the period: {MOMENT_HELP}.")]
 ToOption = Annotated[str | None, typer.Option("--to", help="End of the period, as --from; default: now.")]
 UnreadableOption = Annotated[Unreadable, typer.Option("--unreadable", help="What an unreadable record does.")]
-
-
-def quiet() -> Console:
-    """The console for what isn't the result; the client's own lines, which repeat what is raised, are silenced.
-
-    Garbage is looked for seldom: reading makes millions of short-lived objects and hardly a cycle (replay: a third
-    faster).
-    """
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 50)
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    return Lines(stderr=True)
+WORTH = 200_000
+"""Records of the journal from which on a second process is worth its start."""
 
 
 def verify(
@@ -50,6 +39,12 @@ def verify(
         Path | None, typer.Option("--checkpoints", help="Directory of signed checkpoints to hold the journal against.")
     ] = None,
     unreadable: UnreadableOption = Unreadable.SKIP,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes", min=1, help="Read in so many processes; default: one for each core; with --checkpoints: one."
+        ),
+    ] = None,
     json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
@@ -60,7 +55,13 @@ def verify(
     """
     error = quiet()
     settings = load(KafkaSettings, StreamSettings, AuditSettings, config=config)
-    report = asyncio.run(_verify(settings, span(start, end), checkpoints, unreadable, error))
+    period = span(start, end)
+    if checkpoints is None:
+        report = _verify_shares(settings, period, unreadable, processes, error)
+    elif processes in {None, 1}:
+        report = asyncio.run(_verify(settings, period, checkpoints, unreadable, error))
+    else:
+        raise typer.BadParameter("with --checkpoints one process reads the journal", param_hint="--processes")
     if json:
         typer.echo(orjson.dumps(report.as_dict()).decode())
     else:
@@ -69,22 +70,26 @@ def verify(
         raise typer.Exit(1)
 
 
-async def _verify(
-    settings: Loaded, period: Span, directory: Path | None, unreadable: Unreadable, error: Console
+def _verify_shares(
+    settings: Loaded, period: Span, unreadable: Unreadable, processes: int | None, error: Console
 ) -> Report:
+    order = Order(settings[KafkaSettings], period, settings[StreamSettings].lookback_ms, unreadable)
+    found = asyncio.run(sizes(order.settings, order.span))
+    shares = divided(found, processes or processes_for(sum(found.values()), WORTH))
+    with bar("verifying", sum(found.values()), error) as progress:
+        return in_shares(verify_share, order, shares, progress)
+
+
+async def _verify(settings: Loaded, period: Span, directory: Path, unreadable: Unreadable, error: Console) -> Report:
     kafka, stream = settings[KafkaSettings], settings[StreamSettings]
-    sealed = None
-    if directory is not None:
-        key = sealed_by.public_key(settings[AuditSettings])
-        sealed = sealed_by.read(directory, key, topics(kafka).journal.name)
-        if not sealed:
-            raise CommandError(
-                f"{directory} holds no checkpoint: 'callyard audit checkpoint --out {directory}' writes one"
-            )
+    key = sealed_by.public_key(settings[AuditSettings])
+    sealed = sealed_by.read(directory, key, topics(kafka).journal.name)
+    if not sealed:
+        raise CommandError(f"{directory} holds no checkpoint: 'callyard audit checkpoint --out {directory}' writes one")
     async with verification(
         kafka,
         period,
-        lookback_ms=round(2000 * stream.snapshot_seconds),
+        lookback_ms=stream.lookback_ms,
         checkpoints=sealed,
         unreadable=unreadable,
         say=warner(error),

@@ -35,6 +35,11 @@ class Replayed:
     """What is wrong with the journal itself."""
     seconds: float
 
+    def add(self, other: Replayed) -> None:
+        """Count what came of other partitions."""
+        self.result.add(other.result)
+        self.findings.extend(other.findings)
+
     def as_dict(self) -> dict[str, Any]:
         """The result for machines."""
         return {

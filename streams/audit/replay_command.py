@@ -16,16 +16,18 @@ from callyard.options import ConfigOption, JsonOption
 from callyard.settings import KafkaSettings, Loaded, PolicySettings, StreamSettings, load
 from streams.audit.into import Pace, Written, require_other, write
 from streams.audit.lines import Lines
-from streams.audit.progress import bar
-from streams.audit.proof_commands import FromOption, ToOption, UnreadableOption, quiet
+from streams.audit.progress import bar, quiet
+from streams.audit.proof_commands import FromOption, ToOption, UnreadableOption
 from streams.audit.reading import Span, Unreadable, span, warner
 from streams.audit.replay import Replayed
-from streams.audit.shares import WORTH, Order, divided, replay_shares, sizes, usable_processes
+from streams.audit.shares import Order, divided, in_shares, processes_for, replay_share, sizes
 from streams.audit.times import moment
 from streams.policy import Policy
 
 app = typer.Typer(add_completion=False, help=__doc__)
 INCOMPLETE = 7
+WORTH = 50_000
+"""Records of the journal from which on a second process is worth its start."""
 
 
 @app.command(name="replay")
@@ -76,8 +78,7 @@ def command(
         return
     chosen = None if policy is None else Policy.of(load(PolicySettings, config=policy, environment={})[PolicySettings])
     order = Order(
-        settings[KafkaSettings], span(start, end), round(2000 * settings[StreamSettings].snapshot_seconds), chosen,
-        unreadable,
+        settings[KafkaSettings], span(start, end), settings[StreamSettings].lookback_ms, unreadable, chosen,
     )  # fmt: skip
     found = _replay(order, processes, error)
     if json:
@@ -92,11 +93,9 @@ def command(
 
 def _replay(order: Order, processes: int | None, error: Console) -> Replayed:
     found = asyncio.run(sizes(order.settings, order.span))
-    total = sum(found.values())
-    if processes is None:
-        processes = min(usable_processes(), 1 + total // WORTH)
-    with bar("replaying", total, error) as progress:
-        return replay_shares(order, divided(found, processes), progress)
+    shares = divided(found, processes or processes_for(sum(found.values()), WORTH))
+    with bar("replaying", sum(found.values()), error) as progress:
+        return in_shares(replay_share, order, shares, progress)
 
 
 async def _into(

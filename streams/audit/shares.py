@@ -1,4 +1,4 @@
-"""Replays a period in several processes, each with its share of the partitions: a decision costs more than reading it.
+"""Reads a period in several processes, each with its share of the partitions: judging costs more than reading.
 
 All that concerns a desk stands in one partition, so nothing is compared across processes. Each of them reads Kafka for
 itself; what was found is put together at the end. One that fails, or is interrupted, ends all.
@@ -7,45 +7,61 @@ itself; what was found is put together at the end. One that fails, or is interru
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from callyard.errors import CommandError
 from callyard.settings import KafkaSettings
 from callyard.topics import topics
-from streams.audit.proof_commands import quiet
+from streams.audit.progress import quiet
 from streams.audit.reading import Span, Unreadable, reading, warner
 from streams.audit.replay import Replayed, replay
+from streams.audit.verify import Report, verification
 from streams.policy import Policy
 
-WORTH = 50_000
-"""Records from which on a second process is worth its start (a second)."""
 LOOK_SECONDS = 0.2
+Progress: TypeAlias = Callable[[int], None]
+"""Called now and then with how many records were read."""
+
+
+class Found(Protocol):
+    """What comes of a share, and takes what came of another one."""
+
+    seconds: float
+
+    def add(self, other: Any, /) -> None: ...
+
+
+F = TypeVar("F", bound=Found)
 
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be replayed."""
+    """What is to be read."""
 
     settings: KafkaSettings
     span: Span
     lookback_ms: int
-    policy: Policy | None
     unreadable: Unreadable
+    policy: Policy | None = None
+    """Of a replay."""
 
 
-def usable_processes() -> int:
-    """As many as there are cores for this process."""
-    return len(os.sched_getaffinity(0))
+Job: TypeAlias = Callable[[Order, frozenset[int], Progress], Coroutine[Any, Any, F]]
+"""Reads one share; a function of a module, because other processes look it up by name."""
+
+
+def processes_for(records: int, worth: int) -> int:
+    """How many processes are worth their start, at most one for each core; ``worth``: records for each more."""
+    return min(len(os.sched_getaffinity(0)), 1 + records // worth)
 
 
 async def sizes(settings: KafkaSettings, span: Span) -> dict[int, int]:
@@ -66,57 +82,65 @@ def divided(sizes: Mapping[int, int], processes: int) -> list[frozenset[int]]:
     return [frozenset(members) for _, members in shares if members]
 
 
-def replay_shares(order: Order, shares: Sequence[frozenset[int]], progress: Callable[[int], None]) -> Replayed:
-    """Replay each share, several in processes of their own. Raises what `replay` and `Replay.run` raise.
-
-    ``progress``: called now and then with how many records were read by all of them.
-    """
-    if len(shares) == 1:
-        return asyncio.run(_read(order, shares[0], progress))
-    context = multiprocessing.get_context("spawn")
-    done: Any = context.Array("q", len(shares))
-    stop = context.Event()
-    began = time.monotonic()
-    with ProcessPoolExecutor(len(shares), mp_context=context, initializer=_begin, initargs=(done, stop)) as pool:
-        try:
-            waiting = _started(pool, order, shares)
-            found = []
-            while waiting:
-                ended, waiting = wait(waiting, LOOK_SECONDS, return_when=FIRST_COMPLETED)
-                found += [one.result() for one in ended]
-                progress(sum(done))
-        except BrokenProcessPool:
-            raise CommandError("a process of the replay was killed (memory?): try fewer --processes") from None
-        finally:
-            stop.set()
-    return together(found, time.monotonic() - began)
-
-
-def _started(pool: ProcessPoolExecutor, order: Order, shares: Sequence[frozenset[int]]) -> set[Future[Replayed]]:
-    # Processes inherit this: Ctrl-C reaches the whole group, and is to end none of them while it starts.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        return {pool.submit(_share, order, share, number) for number, share in enumerate(shares)}
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def together(found: Sequence[Replayed], seconds: float) -> Replayed:
-    """What all shares found."""
-    first, *others = found
-    for other in others:
-        first.result.add(other.result)
-        first.findings.extend(other.findings)
-    return dataclasses.replace(first, seconds=seconds)
-
-
-async def _read(order: Order, share: frozenset[int], progress: Callable[[int], None]) -> Replayed:
+async def replay_share(order: Order, share: frozenset[int], progress: Progress) -> Replayed:
+    """Replay a share. Raises what `replay` and `Replay.run` raise."""
     async with replay(
         order.settings, order.span, lookback_ms=order.lookback_ms, policy=order.policy, unreadable=order.unreadable,
         say=warner(quiet()), partitions=share,
     ) as found:  # fmt: skip
         found.reading.on_progress = progress
         return await found.run()
+
+
+async def verify_share(order: Order, share: frozenset[int], progress: Progress) -> Report:
+    """Verify a share. Raises what `verification` and `Verification.run` raise."""
+    async with verification(
+        order.settings, order.span, lookback_ms=order.lookback_ms, unreadable=order.unreadable, say=warner(quiet()),
+        partitions=share,
+    ) as found:  # fmt: skip
+        found.reading.on_progress = progress
+        return await found.run()
+
+
+def in_shares(job: Job[F], order: Order, shares: Sequence[frozenset[int]], progress: Progress) -> F:
+    """Read each share, several in processes of their own, and put together what was found. Raises as the job does."""
+    if len(shares) == 1:
+        return asyncio.run(job(order, shares[0], progress))
+    context = multiprocessing.get_context("spawn")
+    done: Any = context.Array("q", len(shares))
+    stop = context.Event()
+    began = time.monotonic()
+    with ProcessPoolExecutor(len(shares), mp_context=context, initializer=_begin, initargs=(done, stop)) as pool:
+        try:
+            waiting = _started(pool, job, order, shares)
+            found = []
+            while waiting:
+                ended, waiting = wait(waiting, LOOK_SECONDS, return_when=FIRST_COMPLETED)
+                found += [one.result() for one in ended]
+                progress(sum(done))
+        except BrokenProcessPool:
+            raise CommandError("one of the processes was killed (memory?): try fewer --processes") from None
+        finally:
+            stop.set()
+    return together(found, time.monotonic() - began)
+
+
+def _started(pool: ProcessPoolExecutor, job: Job[F], order: Order, shares: Sequence[frozenset[int]]) -> set[Future[F]]:
+    # Processes inherit this: Ctrl-C reaches the whole group, and is to end none of them while it starts.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return {pool.submit(_share, job, order, share, number) for number, share in enumerate(shares)}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def together(found: Sequence[F], seconds: float) -> F:
+    """What all shares found."""
+    first, *others = found
+    for other in others:
+        first.add(other)
+    first.seconds = seconds
+    return first
 
 
 # --- in a process of its own ----------------------------------------------------------------------------------------
@@ -138,10 +162,10 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _share(order: Order, share: frozenset[int], number: int) -> Replayed:
+def _share(job: Job[F], order: Order, share: frozenset[int], number: int) -> F:
     def progress(count: int) -> None:
         _shared["done"][number] = count
         if _shared["stop"].is_set():
-            raise CommandError("the rest of this replay has failed")
+            raise CommandError("another of these processes has failed")
 
-    return asyncio.run(_read(order, share, progress))
+    return asyncio.run(job(order, share, progress))
