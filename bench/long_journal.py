@@ -155,14 +155,17 @@ def _read(target: KafkaSettings, base: list[Any], written: int) -> dict[str, Any
     at = record.timestamp + middle_copy * SPREAD_DAYS * DAY_MS
     conference = str(int(record.key) + middle_copy * (max(int(one.key) for one in base if one.key) + 1 - FIRST_NUMBER))
     day = ["--from", _moment(at - DAY_MS // 2), "--to", _moment(at + DAY_MS // 2)]
+    journal = topics(target).journal.name
+    bare, _ = run([sys.executable, "-m", "bench.bare", journal, str(target.partitions)], target)
     commands = {
         "verify all": ["audit", "verify", "--json"],
+        "verify all in one process": ["audit", "verify", "--json", "--processes", "1"],
         "verify a day": ["audit", "verify", *day, "--json"],
         "a conference of that day": ["audit", "conference", conference, *day, "--json"],
         "the table as it was then": ["table", "--as-of", _moment(at), "--json"],
         "export a day's calls": ["export", "calls", *day, "--out", os.devnull, "--format", "jsonl", "--json"],
     }
-    figures: dict[str, Any] = {}
+    figures: dict[str, Any] = {"a bare consumer": {"seconds": round(bare["seconds"], 1), "entries": bare["records"]}}
     for name, words in commands.items():
         began = time.monotonic()
         found, peak = run([sys.executable, "-m", "callyard.main", *words], target, parse="verify" in words)
