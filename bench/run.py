@@ -30,7 +30,7 @@ class Plan:
     parts: frozenset[str] = frozenset(PARTS)
     callers: int = 200
     polling_callers: int = 40
-    inputs: int = 20_000
+    inputs: int = 60_000
     audits: int = 3
     """Rounds of which the middle one counts."""
     events: int = 40_000
