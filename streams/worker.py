@@ -273,6 +273,7 @@ class Worker:
 
     def _on_ready(self) -> None:
         self.settled = True
+        gc.collect(1)  # what is frozen is never looked through again, so garbage must not be among it
         gc.freeze()
         seconds = time.monotonic() - self._revoked_at
         REBALANCES.inc()
