@@ -69,6 +69,7 @@ async def day(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Day]:
             async with calling("gives-up", [sipp.Call("+4930999", f"{NOBODYS}#")]) as impatient:
                 await parked(whole, [NOBODYS])
                 await impatient.hang_up()
+            await until(lambda: told_of(whole, "left", 1), what="the end of who gave up in the journal")
             before = now_ms()
             one.freeswitch.open(CROWDED)
             crowd = [sipp.Call(f"+49307{number:04}", f"{CROWDED}#") for number in range(CROWD)]

@@ -177,7 +177,8 @@ async def test_the_same_calls_over_spaced_times(site: Site) -> None:
     target.write_text(
         f'[kafka]\nbootstrap_servers = "{settings.bootstrap_servers}"\npartitions = 4\ntopic_prefix = "replay-spaced"\n'
     )
-    words = ["replay", "--into", str(target), "--space", "240", "--begin", "-2d", "--json"]
+    begin = time.time() - 2 * 86400
+    words = ["replay", "--into", str(target), "--space", "240", "--begin", moment(begin), "--json"]
     status, _, err = await callyard(site.environment, *words)
     assert status == 1
     assert "say --same-kafka" in err
@@ -202,7 +203,7 @@ async def test_the_same_calls_over_spaced_times(site: Site) -> None:
     longest = original["waited_ms"]["max"]
     assert spaced["waited_ms"]["max"] == pytest.approx(240 * longest, abs=240 * 2)
     # The second half alone: its desks are known from their beginnings, or from snapshots.
-    half = ["--from", f"-{int(2 * 86400 - 240 * site.seconds / 2)}s"]
+    half = ["--from", moment(begin + 240 * site.seconds / 2)]
     status, out, err = await callyard(environment, "replay", *half, "--json")
     found = orjson.loads(out)
     assert (status, found["differences"], found["not_compared"]) == (0, [], {}), err
@@ -211,6 +212,11 @@ async def test_the_same_calls_over_spaced_times(site: Site) -> None:
     assert found["compared"] == sum(later["inputs"].values()) < sum(spaced["inputs"].values())
     status, out, _ = await callyard(environment, "audit", "verify", "--from", "-1h")
     assert status == 3, "the present has nothing of it"
+
+
+def moment(seconds: float) -> str:
+    """As a command takes it. Not relative: two commands that are run one after the other would not mean the same."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def told(verified: dict[str, Any]) -> dict[str, Any]:
