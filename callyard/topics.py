@@ -30,6 +30,9 @@ from callyard.settings import KafkaSettings
 DAY_MS = 86_400_000
 CHANGELOG_MAX_BYTES = 8 * 1024 * 1024
 """The largest batch of the table's changelog: a group of decisions is one batch or nothing."""
+CLAIMS_KEPT_MS = 3_600_000
+"""The table's changelog keeps every row for so long: which rows of older owners are void is told by what stands between
+them (`streams.claims`), and a batch can come no later than its connection lives (10 minutes at a broker)."""
 
 
 class TopicsError(Exception):
@@ -108,6 +111,7 @@ def topics(settings: KafkaSettings) -> Topics:
             partitions,
             {
                 "cleanup.policy": "compact",
+                "min.compaction.lag.ms": str(CLAIMS_KEPT_MS),
                 "max.message.bytes": str(CHANGELOG_MAX_BYTES),
                 "index.interval.bytes": append_time["index.interval.bytes"],
             },
@@ -244,7 +248,7 @@ async def _check_config(admin: AIOKafkaAdminClient, present: list[Topic]) -> lis
 _ADVICE = frozenset({"index.interval.bytes", "segment.ms"})
 """Given to what is created, not asked of what exists: what makes things faster, and how late (a day, by Kafka's default
 a week) retention may remove a record, because it removes whole segments."""
-_AT_LEAST = frozenset({"retention.ms", "max.message.bytes"})
+_AT_LEAST = frozenset({"retention.ms", "max.message.bytes", "min.compaction.lag.ms"})
 """Topic settings of which more is as good; the others must be equal."""
 _FOR_EVER = "-1"
 _NEVER_MS = 2**63 - 1

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import structlog
@@ -27,8 +27,8 @@ from callyard.records import DeadlinePassed
 from callyard.sending import Sequence as SenderSequence
 from callyard.topics import Topics, original_ms
 from streams import meters
+from streams.changelog import Changelog, Owned, SupersededError, gathered
 from streams.partition import Group, Input, Partition
-from streams.policy import Policy
 
 log = structlog.get_logger(__name__)
 
@@ -57,9 +57,6 @@ class Kafka(Protocol):
     async def ends(self, topics: Iterable[str], partition: int) -> Mapping[str, int]:
         """The end offsets of these topics' partition."""
 
-    def keep(self, rows: Mapping[bytes, bytes | None]) -> None:
-        """Keep Faust's table in step with rows that were written to its changelog."""
-
 
 class Engine:
     """Owns the partitions of one worker between two rebalances."""
@@ -67,29 +64,26 @@ class Engine:
     def __init__(
         self,
         topics: Topics,
-        policy: Policy,
         kafka: Kafka,
-        state: AIOKafkaProducer,
+        changelog: Changelog,
         outputs: AIOKafkaProducer,
         fence: Fence,
         worker: str,
         group_limit: int,
         tick_seconds: float,
-        snapshot_seconds: float,
         failed: Callable[[BaseException], None],
     ) -> None:
         self._topics = topics
-        self._policy = policy
         self._kafka = kafka
-        self._state = state
+        self._changelog = changelog
         self._outputs = outputs
         self._fence = fence
         self._worker = worker
         self._group_limit = group_limit
         self._tick_seconds = tick_seconds
-        self._snapshot_ms = round(snapshot_seconds * 1000)
         self._failed = failed
-        self._partitions: dict[int, Partition] = {}
+        self._owned: dict[int, Owned] = {}
+        self._kept: dict[int, Owned] = {}
         self._generation = -1
         self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue(maxsize=4 * group_limit)
         self._lock = asyncio.Lock()
@@ -111,7 +105,8 @@ class Engine:
         """A rebalance begins: finish the group under way, then own nothing."""
         async with self._lock:
             self._generation = -1
-            self._partitions.clear()
+            self._kept.update(self._owned)
+            self._owned.clear()
             self._held.clear()
             self._asked.clear()
             self._read.clear()
@@ -119,37 +114,43 @@ class Engine:
                 self._queue.get_nowait()
             meters.clear()
 
-    async def recover(self, generation: int, rows: Mapping[int, Sequence[tuple[bytes, bytes]]]) -> None:
-        """Take over partitions with the rows that their changelogs hold, and say what was left unsaid."""
+    async def recover(self, generation: int, numbers: Collection[int]) -> None:
+        """Take over these partitions as their changelogs have them, and say what was left unsaid.
+
+        Does nothing where the generation ends meanwhile: another recovery follows. Otherwise raises what `Changelog`
+        does.
+        """
+        found = await self._changelog.open(numbers, self._kept, lambda: self._kafka.generation() == generation)
+        if found is None:
+            return
         async with self._lock:
-            self._partitions.clear()
-            groups = []
-            for number, content in sorted(rows.items()):
-                partition = Partition(number, self._topics, self._policy, self._snapshot_ms)
-                partition.load(content)
-                self._partitions[number] = partition
-                groups.append((partition, partition.begin(generation, self._worker)))
-            self._generation = generation
-            self._unread = {(topic.name, number) for topic in self._topics.inputs for number in rows}
-            if generation < 0 or not await self._may_speak(generation):
-                # The next rebalance has begun already.
-                self._partitions.clear()
+            if not await self._may_speak(generation):
                 return
+            try:
+                await gathered(self._changelog.claim(owned, generation) for owned in found.values())
+            except SupersededError:
+                if self._kafka.generation() == generation:
+                    raise
+                return
+            groups = [(owned, owned.partition.begin(owned.epoch, self._worker)) for _, owned in sorted(found.items())]
+            self._owned, self._kept = found, {}
+            self._generation = generation
+            self._unread = {(topic.name, number) for topic in self._topics.inputs for number in found}
             await self._carry_out(groups)
-            meters.owned(self._partitions.values())
-            log.info("partitions taken over", partitions=sorted(rows), generation=generation)
+            meters.owned(owned.partition for owned in found.values())
+            log.info("partitions taken over", partitions=sorted(found), generation=generation)
 
     def applied(self) -> Mapping[tuple[str, int], int]:
         """The last applied offset of each input partition; -1 where nothing was applied yet."""
         return {
-            (topic.name, number): partition.applied.get(topic.name, -1)
-            for number, partition in self._partitions.items()
+            (topic.name, number): owned.partition.applied.get(topic.name, -1)
+            for number, owned in self._owned.items()
             for topic in self._topics.inputs
         }
 
     def skip(self, topic: str, partition: int, offset: int) -> None:
         """Retention removed inputs before they were applied: go on after ``offset``."""
-        self._partitions[partition].applied[topic] = offset
+        self._owned[partition].partition.applied[topic] = offset
 
     # --- tasks ------------------------------------------------------------------------------------------------------
 
@@ -184,7 +185,7 @@ class Engine:
 
     async def _may_speak(self, generation: int) -> bool:
         """Wait for a fresh heartbeat. False: the generation is over, drop everything and await the rebalance."""
-        while self._kafka.generation() == generation:
+        while self._kafka.generation() == generation >= 0:
             if self._fence.holds:
                 return True
             await asyncio.sleep(0.02)
@@ -200,13 +201,13 @@ class Engine:
         while True:
             groups, acks, left = [], [], {}
             for number in sorted({*fresh, *self._held}):
-                partition = self._partitions.get(number)
-                if partition is None:
+                owned = self._owned.get(number)
+                if owned is None:
                     continue
-                ready = await self._admit(partition, fresh.get(number, []))
-                group = partition.plan([self._input(event) for event in ready])
+                ready = await self._admit(owned.partition, fresh.get(number, []))
+                group = owned.partition.plan([self._input(event) for event in ready])
                 if group.consumed:
-                    groups.append((partition, group))
+                    groups.append((owned, group))
                 acks += ready[: group.consumed]
                 if group.consumed < len(ready):
                     left[number] = ready[group.consumed :]
@@ -218,7 +219,7 @@ class Engine:
             for _, group in groups:
                 meters.decided(group)
             meters.GROUP_SECONDS.observe(time.monotonic() - began)
-            meters.owned(self._partitions.values())
+            meters.owned(owned.partition for owned in self._owned.values())
             fresh = left
             self._wake_for_due()
 
@@ -275,11 +276,9 @@ class Engine:
             HOLES.labels(topic).inc()
             partition.applied[topic] = reached[topic] = offset - 1
 
-    async def _carry_out(self, groups: Sequence[tuple[Partition, Group]]) -> None:
+    async def _carry_out(self, groups: Sequence[tuple[Owned, Group]]) -> None:
         """State first: each partition's rows as one batch; only then the outputs."""
-        await _all([await self._send_state(partition.number, group) for partition, group in groups])
-        for _, group in groups:
-            self._kafka.keep(group.rows)
+        await self._changelog.write([(owned, group.rows) for owned, group in groups])
         deliveries = []
         for _, group in groups:
             for output in group.outputs:
@@ -294,19 +293,8 @@ class Engine:
                         timestamp_ms=output.at_ms,
                     )
                 )
-        for delivered in await _all(deliveries):
+        for delivered in await gathered(deliveries):
             self._clock.observe(delivered)
-
-    async def _send_state(self, number: int, group: Group) -> Awaitable[Any]:
-        batch = self._state.create_batch()
-        for key, value in group.rows.items():
-            if batch.append(key=key, value=value, timestamp=None) is None:
-                raise RuntimeError(
-                    f"partition {number}: {group.consumed} inputs do not fit one batch, so they would not be atomic"
-                )
-        self._fence.check()
-        sent: Awaitable[Any] = await self._state.send_batch(batch, self._topics.changelog.name, partition=number)
-        return sent
 
     def _input(self, event: Event) -> Input:
         message = event.message
@@ -327,8 +315,8 @@ class Engine:
 
     def _wake_for_due(self) -> None:
         now = self._broker_now()
-        for number, partition in self._partitions.items():
-            if any((number, conference) not in self._asked for _, conference in partition.due(now)[:1]):
+        for number, owned in self._owned.items():
+            if any((number, conference) not in self._asked for _, conference in owned.partition.due(now)[:1]):
                 self._due_now.set()
                 return
 
@@ -345,13 +333,13 @@ class Engine:
             return
         asked_at = time.monotonic()
         self._read = {key: read for key, read in self._read.items() if asked_at - read[1] < EARLY_SECONDS}
-        for number, partition in self._partitions.items():
-            for due, conference in partition.due(now):
+        for number, owned in self._owned.items():
+            for due, conference in owned.partition.due(now):
                 asked = self._asked.get((number, conference))
                 if asked is not None and asked_at - asked[1] < ASK_AGAIN_SECONDS:
                     continue
                 read = self._read.get((number, conference))
-                if read is not None and read[0] == due and not partition.desks[conference].row.overflow:
+                if read is not None and read[0] == due and not owned.partition.desks[conference].row.overflow:
                     continue
                 self._asked[number, conference] = (due, asked_at)
                 record = self._sequence.stamp(DeadlinePassed(sender=self._worker, conference=conference, due_ms=due))
@@ -360,13 +348,4 @@ class Engine:
         for number, key, value in deliveries:
             self._fence.check()
             sent.append(await self._outputs.send(self._topics.timers.name, value, key=key, partition=number))
-        await _all(sent)
-
-
-async def _all(deliveries: Sequence[Awaitable[Any]]) -> list[Any]:
-    """Await deliveries and return what was delivered; the first failure is raised after all have ended."""
-    results = await asyncio.gather(*deliveries, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results
+        await gathered(sent)

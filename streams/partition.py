@@ -41,7 +41,7 @@ from streams.decide import decide
 from streams.desk import Desk
 from streams.journal import entry, snapshot, stamped
 from streams.policy import Policy
-from streams.rows import decode, desk_key, encode, position_key, registration_key, split_key, stay_key
+from streams.rows import Row, decode, desk_key, encode, position_key, registration_key, split_key, stay_key
 
 GROUP_BYTES = 2_000_000
 """A group ends when its rows and its outbox, as they are written, have reached this size. One more input adds at most
@@ -146,9 +146,27 @@ class Partition:
         self.epoch = content["epoch"]
         self.outbox = tuple(_output(item) for item in content["outbox"])
 
-    def begin(self, generation: int, worker: str) -> Group:
-        """Begin an epoch: what older owners say from now on is void. Call it once after `load`."""
-        self.epoch = max(self.epoch + 1, generation)
+    def rows(self, keys: Iterable[bytes]) -> dict[bytes, bytes | None]:
+        """What the changelog must say under these keys of desks; None where there is no such row any more."""
+        found: dict[bytes, bytes | None] = {}
+        for key in keys:
+            _, conference, kind, rest = split_key(key)
+            desk = self.desks.get(conference)
+            row: Row | None = None
+            if desk is not None and kind == "d":
+                row = desk.row
+            elif desk is not None and kind in {"r", "s"}:
+                row = desk.registrations.get(rest) if kind == "r" else desk.stays.get(rest)
+            if kind in {"d", "r", "s"}:
+                found[key] = None if row is None else encode(row)
+        return found
+
+    def begin(self, least: int, worker: str) -> Group:
+        """Begin an epoch of this number or a greater one: what older owners say from now on is void.
+
+        Call it once for each time that the partition is taken over.
+        """
+        self.epoch = max(self.epoch + 1, least)
         journal = self._topics.journal.name
         began = EpochBegan(
             partition=self.number, epoch=self.epoch, worker=worker, policy_digest=self._policy_digest
@@ -161,6 +179,7 @@ class Partition:
             Output(journal, self.number, None, began, at_ms=self._stamp(0)),
             self._declared(0),
         )
+        self.outbox = ()
         items = [orjson.dumps(_item(output)) for output in outputs]
         return Group({position_key(self.number): self._position(items)}, outputs, 0)
 

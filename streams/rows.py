@@ -223,9 +223,17 @@ def position_key(partition: int) -> bytes:
     return f"{partition}|@".encode()
 
 
+def claim_key(partition: int) -> bytes:
+    """The key of an owner's claim (`streams.claims`), a tombstone."""
+    return f"{partition}|!".encode()
+
+
 def split_key(key: bytes) -> tuple[int, str, str, str]:
-    """A table key's partition, conference, kind (``d``, ``r``, ``s``; ``@`` for the position) and rest."""
+    """A table key's partition, conference, kind and rest.
+
+    The kinds: ``d``, ``r`` and ``s`` for rows of a desk; ``@`` for the partition's position, ``!`` for a claim.
+    """
     partition, conference, *more = key.decode().split("|", 3)
-    if conference == "@":
-        return int(partition), "", "@", ""
+    if conference in {"@", "!"}:
+        return int(partition), "", conference, ""
     return int(partition), conference, more[0], more[1] if len(more) > 1 else ""

@@ -1,6 +1,7 @@
 """The composition root of a stream worker: settings → Faust app, engine, fence.
 
-Faust brings the consumer group, the table's changelog and its recovery; the engine does everything that has an effect.
+Faust brings the consumer group, the streams, and the moment at which a table is to be recovered; the engine does
+everything that has an effect, and `streams.changelog` reads and writes the table.
 The worker ends (exit status 70) at whatever it did not foresee: its supervisor restarts it, and the table tells where
 to go on.
 """
@@ -13,6 +14,7 @@ import functools
 import gc
 import logging
 import os
+import secrets
 import socket
 import sys
 import time
@@ -39,10 +41,11 @@ from callyard.settings import (
     StreamSettings,
 )
 from callyard.topics import DESK_TABLE, Topics, stream_id
+from streams.changelog import Changelog
 from streams.engine import Engine
 from streams.faust_guards import GuardedApp
+from streams.partition import Partition
 from streams.policy import Policy
-from streams.rows import split_key
 
 log = structlog.get_logger(__name__)
 
@@ -134,11 +137,14 @@ class Worker:
         self.app = make_app(settings, self.fence)
         self.name = _name()
         self._settings = settings
+        self._policy = Policy.of(settings[PolicySettings])
         self._resources = contextlib.AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
         names = [topic.name for topic in self.topics.inputs]
         inputs = self.app.topic(*names, key_serializer="raw", value_serializer="raw", allow_empty=True)
-        self.table = self.app.Table(
+        # It gives the changelog's partitions to whom it gives the inputs', and tells when to recover; what would be in
+        # its dictionary is in the engine's partitions.
+        self.app.Table(
             DESK_TABLE, key_type=bytes, value_type=bytes, partitions=self.kafka.partitions, on_recover=self._on_recover
         )
         self.app.agent(inputs, name="desks", concurrency=1)(self._pump)
@@ -159,20 +165,21 @@ class Worker:
     async def _begin(self) -> None:
         """Before Faust joins the group: the producer and the engine."""
         stream = self._settings[StreamSettings]
-        state = await self._producer(f"{self.name}:state", BATCH_BYTES)
+        self.changelog = Changelog(
+            self.kafka, self.topics.changelog.name, await self._producer(f"{self.name}:state", BATCH_BYTES),
+            self.fence, secrets.token_hex(4), self._partition,
+        )  # fmt: skip
         # Outputs are many small records; the brokers' usual limit (1 MB) holds for a batch of them.
         outputs = await self._producer(self.name, OUTPUT_BATCH_BYTES)
         self.engine = Engine(
             topics=self.topics,
-            policy=Policy.of(self._settings[PolicySettings]),
             kafka=self,
-            state=state,
+            changelog=self.changelog,
             outputs=outputs,
             fence=self.fence,
             worker=self.name,
             group_limit=stream.group_limit,
             tick_seconds=stream.tick_seconds,
-            snapshot_seconds=stream.snapshot_seconds,
             failed=end_process,
         )
         self._tasks = [
@@ -180,6 +187,10 @@ class Worker:
             asyncio.create_task(self.engine.keep_time(), name="timers"),
             asyncio.create_task(self._watch_rebalance(), name="watch"),
         ]
+
+    def _partition(self, number: int) -> Partition:
+        snapshot_ms = round(self._settings[StreamSettings].snapshot_seconds * 1000)
+        return Partition(number, self.topics, self._policy, snapshot_ms)
 
     async def _producer(self, client_id: str, batch_bytes: int) -> AIOKafkaProducer:
         made = await self._resources.enter_async_context(
@@ -199,7 +210,7 @@ class Worker:
         before, since = (-1, -1), time.monotonic()
         while True:
             await asyncio.sleep(STUCK_SECONDS / 12)
-            progress = self.app.recovery_progress
+            progress = self.app.rebalancing_count, self.changelog.read_rows
             if not self.app.rebalancing or progress != before:
                 before, since = progress, time.monotonic()
             elif time.monotonic() - since > STUCK_SECONDS:
@@ -224,8 +235,7 @@ class Worker:
         try:
             generation = self.generation()
             owned = {tp.partition for tp in self.app.consumer.assignment() if tp.topic == self.topics.calls.name}
-            await self.app.check_recovered({TP(self.topics.changelog.name, number) for number in owned})
-            await self.engine.recover(generation, self._rows(owned))
+            await self.engine.recover(generation, owned)
         except Exception as error:  # noqa: BLE001 - whatever it is, the worker can't go on
             end_process(error)
 
@@ -303,28 +313,6 @@ class Worker:
     async def ends(self, names: Iterable[str], partition: int) -> Mapping[str, int]:
         tps = [TP(name, partition) for name in names]
         return {tp.topic: end or 0 for tp, end in (await self.app.consumer.highwaters(*tps)).items()}
-
-    def keep(self, rows: Mapping[bytes, bytes | None]) -> None:
-        data = self.table.data
-        for key, value in rows.items():
-            if value is None:
-                data.pop(key, None)
-            else:
-                data[key] = value
-
-    def _rows(self, partitions: set[int]) -> dict[int, list[tuple[bytes, bytes]]]:
-        """The table's rows by owned partition; what is left of other partitions is removed."""
-        rows: dict[int, list[tuple[bytes, bytes]]] = {number: [] for number in partitions}
-        foreign = []
-        for key, value in self.table.data.items():
-            number = split_key(key)[0]
-            if number in rows:
-                rows[number].append((key, value))
-            else:
-                foreign.append(key)
-        for key in foreign:
-            self.table.data.pop(key, None)
-        return rows
 
 
 async def _check(settings: Loaded) -> None:

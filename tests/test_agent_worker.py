@@ -227,7 +227,7 @@ async def test_calls_that_come_while_kafka_is_away_are_told_when_it_is_back(
 ) -> None:
     ends, stays = conference_number(), conference_number()
     async with embedded.running(tmp_path / "kafka") as kafka:
-        settings = unique_settings(kafka).model_copy(update={"request_timeout_ms": 1_000})
+        settings = unique_settings(kafka)
         await kafka_support.create_topics(settings)
         child = agent(settings, gateway.ami, tmp_path / "log", KAFKA_REQUEST_TIMEOUT_MS="1000")
         async with running(child), caller(gateway, tmp_path, ends) as calling:

@@ -99,8 +99,12 @@ async def test_a_replay_that_is_interrupted_or_killed_in_part_ends_with_all_its_
     )  # fmt: skip
 
     def children() -> list[int]:
+        """They are held where they stand, or the first could have ended before the last began."""
         listed = (Path("/proc") / str(replaying.pid) / "task" / str(replaying.pid) / "children").read_text().split()
-        return [int(one) for one in listed if b"spawn_main" in (Path("/proc") / one / "cmdline").read_bytes()]
+        found = [int(one) for one in listed if b"spawn_main" in (Path("/proc") / one / "cmdline").read_bytes()]
+        for one in found:
+            os.kill(one, signal.SIGSTOP)
+        return found
 
     await until(lambda: len(children()) == 3, 60, what="the processes of a replay", every=0.01)
     mine = children()
@@ -108,6 +112,8 @@ async def test_a_replay_that_is_interrupted_or_killed_in_part_ends_with_all_its_
         os.kill(mine[1], signal.SIGKILL)
     else:
         os.killpg(replaying.pid, signal.SIGINT)
+    for one in mine:
+        os.kill(one, signal.SIGCONT)
     _, err = await asyncio.wait_for(replaying.communicate(), 60)
     assert replaying.returncode == (1 if killed else 130)
     assert (b"Traceback" in err, b"KeyboardInterrupt" in err) == (False, False), err.decode()

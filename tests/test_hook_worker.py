@@ -57,10 +57,11 @@ async def test_conferences_that_begin_at_the_same_moment_are_all_registered_at_o
         async with kafka_support.reader(kafka_settings, name) as consumer:
             written = [freeswitch.open(str(50000 + number)) for number in range(count)]
             records = await _consume(consumer, count)
+        await until(lambda: len(events(child, "conference registered")) == count, what="all of them in the log")
         logged = events(child, "conference registered")
     assert {record.instance_id for record in records} == {one.instance for one in written}
     # The predecessor took a minute for each. What it takes here is the bench's to say; this is only far from that.
-    assert max(fields["seconds"] for fields in logged) < 1
+    assert max(fields["seconds"] for fields in logged) < 5
 
 
 async def test_conferences_older_than_the_hook_are_registered_before_it_is_ready(

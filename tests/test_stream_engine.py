@@ -37,8 +37,8 @@ def event(topic: str, offset: int) -> Any:
 def engine(kafka: Asked) -> Engine:
     nobody = cast("Any", None)
     return Engine(
-        TOPICS, POLICY, cast("Any", kafka), nobody, nobody, cast("Fence", None), "w", group_limit=500, tick_seconds=1,
-        snapshot_seconds=3600, failed=lambda _: None,
+        TOPICS, cast("Any", kafka), nobody, nobody, cast("Fence", None), "w", group_limit=500, tick_seconds=1,
+        failed=lambda _: None,
     )  # fmt: skip
 
 

@@ -6,9 +6,10 @@ import asyncio
 import itertools
 import random
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -20,10 +21,12 @@ from callyard.kafka import embedded
 from callyard.processes import Child, free_port
 from callyard.settings import KafkaSettings
 from callyard.topics import topics
+from streams.claims import Claims, claim_of
 from tests.conftest import unique_settings
 from tests.support import hostile
 from tests.support import kafka as on_kafka
 from tests.support.events import connected, parked, registered, unregistered
+from tests.support.patched_stream import patched_worker
 from tests.support.streams import check_journal, decisions, follower, instructions, journal, stream_worker
 from tests.support.wait import until
 
@@ -254,10 +257,12 @@ async def test_no_kafka_is_said_in_words(tmp_path: Path) -> None:
 class Load:
     """Callers and conferences at a steady rate, in the background, until stopped. The seed gives the same events."""
 
-    def __init__(self, settings: KafkaSettings, seed: int = 1, rate: float = 200) -> None:
+    def __init__(self, settings: KafkaSettings, seed: int = 1, rate: float = 200, first: int = 1) -> None:
+        """``first``: the number of the first caller; ``rate``: records a second."""
         self.settings = settings
         self.random = random.Random(seed)
         self.sent = 0
+        self.first = first
         self.callers: set[str] = set()
         self._rate = rate
         self._stop = asyncio.Event()
@@ -265,9 +270,9 @@ class Load:
     async def run(self) -> None:
         names = topics(self.settings)
         async with clients.producer(self.settings, "load") as producer:
-            number = 0
-            while not self._stop.is_set():
-                number += 1
+            for number in itertools.count(self.first):
+                if self._stop.is_set():
+                    break
                 conference = str(40000 + self.random.randrange(200))
                 await self._one(producer, names.calls.name, conference, parked(str(number), conference=conference))
                 instance = f"i{number}"
@@ -346,6 +351,61 @@ async def test_a_worker_frozen_longer_than_its_session_says_nothing_when_it_wake
         first.send_signal(signal.SIGCONT)
         await second.stop()
     await check_journal(kafka_settings, load.sent)
+
+
+@pytest.mark.timeout(120)
+async def test_what_a_worker_was_about_to_write_when_it_froze_counts_for_nothing(
+    kafka_settings: KafkaSettings, tmp_path: Path
+) -> None:
+    """It wakes behind every look at whether it may: the batch that it then writes follows its successor's rows."""
+    session = {"STREAM_SESSION_SECONDS": "6"}
+    # Each worker claims and begins three partitions with a request each, or a few in one.
+    first = patched_worker(kafka_settings, tmp_path / "first.log", "freeze:changelog:30", **session)
+    second = stream_worker(kafka_settings, tmp_path / "second.log", **session)
+    third = stream_worker(kafka_settings, tmp_path / "third.log", **session)
+    load = Load(kafka_settings, seed=4)
+    try:
+        async with running(first):
+            feeding = asyncio.create_task(load.run())
+            await until(lambda: stopped(first), timeout=40, what="the first worker froze itself")
+            second.start()
+            await second.ready(60)
+            await until(lambda enough=load.sent + 200: load.sent >= enough)
+            load.stop()
+            await feeding  # so that nothing hides what comes late but what is written over it
+            await all_decided(kafka_settings, load)
+            first.send_signal(signal.SIGCONT)
+            await until(lambda: not first.running, what="the first worker ends")
+            rows = await on_kafka.read(kafka_settings, topics(kafka_settings).changelog.name)
+            assert late(rows), "it has written"
+            await second.kill()
+            third.start()
+            await third.ready(60)
+            more = Load(kafka_settings, seed=5, first=10_000)
+            feeding = asyncio.create_task(more.run())
+            await until(lambda: more.sent >= 400)
+            more.stop()
+            await feeding
+            more.sent += load.sent
+            await all_decided(kafka_settings, more)
+    finally:
+        first.send_signal(signal.SIGCONT)
+        await second.stop()
+        await third.stop()
+    await check_journal(kafka_settings, more.sent)
+
+
+def stopped(child: Child) -> bool:
+    """Whether a process is stopped by a signal."""
+    stat = Path(f"/proc/{child.pid}/stat").read_text(encoding="utf-8")
+    return stat.rpartition(")")[2].split()[0] == "T"
+
+
+def late(rows: Sequence[Any]) -> bool:
+    """Whether a row stands behind one of a newer claim."""
+    claims: dict[int, Claims] = {}
+    in_order = sorted(rows, key=lambda row: row.offset)  # its timestamps are of before
+    return not all(claims.setdefault(row.partition, Claims()).admit(claim_of(row.headers)) for row in in_order)
 
 
 @pytest.mark.timeout(120)

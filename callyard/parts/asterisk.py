@@ -81,14 +81,19 @@ class Gateway:
         began = time.monotonic()
         self._child.start()
         await self._child.until(self._listens, START_SECONDS, "listening")
-        await self.cli("core waitfullybooted", timeout=max(1.0, START_SECONDS - (time.monotonic() - began)))
+
+        async def booted() -> bool:
+            # Its command line is there before its commands are.
+            left = max(1.0, START_SECONDS - (time.monotonic() - began))
+            return "fully booted" in await self.cli("core waitfullybooted", timeout=left)
+
+        await self._child.until(booted, START_SECONDS, "fully booted")
 
     async def _listens(self) -> bool:
         try:
-            await self.cli("core show version")
+            return "Asterisk" in await self.cli("core show version")
         except (OSError, asyncio.IncompleteReadError):
             return False
-        return True
 
     async def cli(self, command: str, *, timeout: float = 10) -> str:
         """Run one command of Asterisk's command line and return what it prints."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,11 @@ import orjson
 from callyard.records import RecordError
 from streams.audit.reading import StoredRecord
 from streams.audit.shapes import require_applied, require_row
+from streams.claims import Claims, claim_of
 from streams.rows import Row, decode, split_key
 
 POSITION = "@"
+CLAIM = "!"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,7 @@ class Kept:
     partition: int
     conference: str
     kind: str
-    """``d``, ``r``, ``s``, or `POSITION`."""
+    """``d``, ``r``, ``s``, `POSITION`, or `CLAIM`."""
     rest: str
     """The key of the row among its desk's."""
     row: Row | None
@@ -31,13 +34,31 @@ class Kept:
     """Of a position: the newest offset that was decided, by topic."""
 
 
-def read(record: StoredRecord) -> Kept:
-    """What a record says. Raises `RecordError` where no stream can have written it."""
+class Changelog:
+    """Reads the records of all partitions, each partition's in its order."""
+
+    def __init__(self) -> None:
+        self._claims: defaultdict[int, Claims] = defaultdict(Claims)
+
+    def read(self, record: StoredRecord) -> Kept | None:
+        """What a record says; None where it counts for nothing, because its writer no longer owned the partition.
+
+        Raises `RecordError` where no stream can have written it.
+        """
+        kept = _read(record)
+        try:
+            claim = claim_of(record.headers)
+        except ValueError as error:
+            raise RecordError(str(error)) from None
+        return kept if self._claims[record.partition].admit(claim) else None
+
+
+def _read(record: StoredRecord) -> Kept:
     try:
         partition, conference, kind, rest = split_key(record.key or b"")
     except (ValueError, IndexError):
         raise RecordError(f"its key is that of no row: {record.key!r:.60}") from None
-    if kind not in {POSITION, "d", "r", "s"}:
+    if kind not in {POSITION, CLAIM, "d", "r", "s"}:
         raise RecordError(f"row kind {kind!r:.20} is none")
     if record.value is None:
         return Kept(partition, conference, kind, rest, None, {})

@@ -84,7 +84,7 @@ async def search(kafka: KafkaSettings, forms: frozenset[str]) -> Findings:
     """Look for a number, in all of these forms, in every topic that may hold one; reads all of them."""
     names = topics(kafka)
     findings = Findings([], [], {})
-    parser = Parser({}, Unreadable.SKIP, warner(errors()))
+    parser, of_table = Parser({}, Unreadable.SKIP, warner(errors())), changelog.Changelog()
     needles = {form: _needles(form) for form in sorted(forms)}
     for topic in (names.calls, names.journal, names.rejected, names.changelog):
         held = Held(topic.name)
@@ -98,7 +98,7 @@ async def search(kafka: KafkaSettings, forms: frozenset[str]) -> Findings:
                             held.take(record, form)
                         if topic != names.changelog:
                             continue
-                        kept = parser.judged(record, partial(changelog.read, record))
+                        kept = parser.judged(record, partial(of_table.read, record))
                         if kept is not None:
                             _take_row(record, kept, form is not None, rows, findings)
         findings.topics.append(held)

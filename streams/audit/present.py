@@ -24,6 +24,8 @@ class Present:
 
     def take(self, kept: changelog.Kept) -> None:
         """Take one record of the changelog, each partition's in order."""
+        if kept.kind == changelog.CLAIM:
+            return
         if kept.kind == changelog.POSITION:
             for topic, offset in kept.applied.items():
                 self.applied[topic, kept.partition] = offset
@@ -39,11 +41,12 @@ class Present:
 
 async def read_present(kafka: KafkaSettings, unreadable: Unreadable = Unreadable.SKIP) -> Present:
     """The table as it is now. Raises as `streams.audit.reading.reading` does, and as `Parser.judged`."""
-    present, parser = Present(), Parser({}, unreadable, warner(Lines(stderr=True)))
+    present, rows = Present(), changelog.Changelog()
+    parser = Parser({}, unreadable, warner(Lines(stderr=True)))
     async with reading(kafka, [topics(kafka).changelog.name]) as found:
         async for batch in found.batches():
             for record in batch:
-                kept = parser.judged(record, partial(changelog.read, record))
+                kept = parser.judged(record, partial(rows.read, record))
                 if kept is not None:
                     present.take(kept)
     return present

@@ -5,6 +5,7 @@ The worker itself has no hooks for tests. Each change is one argument:
 * ``die:TOPIC:NUMBER:PLACE``: SIGKILLs its own process at the so-manyth produce request to that topic (the last part of
   its name; ``commit`` for commits of offsets): ``before`` it is written, or ``after`` the broker has answered it and
   nothing was done about the answer. Each output is a request of its own then, so that there is a between.
+* ``freeze:TOPIC:NUMBER``: SIGSTOPs its own process before that request is written: after every look at whether it may.
 * ``set:MODULE:NAME:SECONDS``: another value for a constant.
 * ``ahead:SECONDS``: believes the broker's clock to be that far ahead.
 * ``slow-seek:SECONDS``: takes that long until it begins to seek after a recovery.
@@ -81,6 +82,19 @@ def _die_at(topic: str, number: int, place: Place) -> None:
     AIOKafkaConnection.send = send
 
 
+def _freeze_at(topic: str, number: int) -> None:
+    original = AIOKafkaConnection.send
+    seen = 0
+
+    def send(self: AIOKafkaConnection, request: Any, expect_response: bool = True) -> Any:
+        nonlocal seen
+        if _about(request, topic) and (seen := seen + 1) == number:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return original(self, request, expect_response)
+
+    AIOKafkaConnection.send = send
+
+
 def _set(module: str, name: str, seconds: float) -> None:
     owner = importlib.import_module(module)
     assert isinstance(getattr(owner, name), float), f"{module} has no {name}"
@@ -123,6 +137,8 @@ def _change(words: list[str]) -> None:
     match words:
         case ["die", topic, number, ("before" | "after") as place]:
             _die_at(topic, int(number), place)
+        case ["freeze", topic, number]:
+            _freeze_at(topic, int(number))
         case ["set", module, name, seconds]:
             _set(module, name, float(seconds))
         case ["ahead", seconds]:
