@@ -15,6 +15,7 @@ from aiokafka import ConsumerRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from callyard import main
 from callyard.records import JOURNAL, InputRecord, RecordError
 from callyard.settings import PolicySettings
 from streams.audit import render, table_command
@@ -271,3 +272,17 @@ def test_what_is_no_policy_is_refused_before_anything_is_decided_by_it(field: di
 def test_a_pause_is_reckoned_however_many_attempts_a_policy_allows() -> None:
     policy = dataclasses.replace(Policy.of(PolicySettings()), attempts=2**53)
     assert policy.backoff_after(2**52) == policy.backoff_max_ms
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("replay", "--into", "there.toml", "--space", "inf"),
+        ("replay", "--into", "there.toml", "--space", "nan"),
+        ("replay", "--into", "there.toml", "--speed", "inf"),
+        ("audit", "checkpoint", "--out", "here", "--every", "inf"),
+    ],
+)
+def test_no_time_without_end_is_taken(words: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main.main(list(words)) == 2
+    assert f"Invalid value for '{words[-2]}'" in capfd.readouterr().err

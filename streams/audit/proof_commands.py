@@ -101,7 +101,8 @@ async def _verify(settings: Loaded, period: Span, directory: Path, unreadable: U
 def checkpoint(
     out: Annotated[Path, typer.Option("--out", help="Directory of the checkpoints; best on another machine's disk.")],
     every: Annotated[
-        float | None, typer.Option("--every", min=1, help="Take one every so many seconds, until ended; default: one.")
+        float | None,
+        typer.Option("--every", min=1, max=1e8, help="Take one every so many seconds, until ended; default: one."),
     ] = None,
     json: JsonOption = False,
     config: ConfigOption = None,

@@ -44,10 +44,14 @@ def command(
         ),
     ] = None,
     speed: Annotated[
-        float | None, typer.Option("--speed", min=0.01, help="With --into: times faster than it was; default: at once.")
+        float | None,
+        typer.Option("--speed", min=0.01, max=1e6, help="With --into: times faster than it was; default: at once."),
     ] = None,
     space: Annotated[
-        float, typer.Option("--space", min=0.01, help="With --into: times longer between two inputs' original times.")
+        float,
+        typer.Option(
+            "--space", min=0.01, max=1e6, help="With --into: times longer between two inputs' original times."
+        ),
     ] = 1.0,
     begin: Annotated[
         str | None, typer.Option("--begin", help="With --into: original time of the first input; default: its own.")
