@@ -115,7 +115,7 @@ async def test_a_replay_that_is_interrupted_or_killed_in_part_ends_with_all_its_
     for one in mine:
         os.kill(one, signal.SIGCONT)
     _, err = await asyncio.wait_for(replaying.communicate(), 60)
-    assert replaying.returncode == (1 if killed else 130)
+    assert replaying.returncode == (1 if killed else 130), err.decode()
     assert (b"Traceback" in err, b"KeyboardInterrupt" in err) == (False, False), err.decode()
     assert (b"one of the processes was killed" in err) == killed
     await until(lambda: not any(map(running, mine)), 10, what="the end of its processes")

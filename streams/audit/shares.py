@@ -12,9 +12,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -110,7 +111,10 @@ def in_shares(job: Job[F], order: Order, shares: Sequence[frozenset[int]], progr
     done: Any = context.Array("q", len(shares))
     stop = context.Event()
     began = time.monotonic()
-    with ProcessPoolExecutor(len(shares), mp_context=context, initializer=_begin, initargs=(done, stop)) as pool:
+    with (
+        _interrupts() as interrupted,
+        ProcessPoolExecutor(len(shares), mp_context=context, initializer=_begin, initargs=(done, stop)) as pool,
+    ):
         try:
             waiting = _started(pool, job, order, shares)
             found = []
@@ -118,11 +122,33 @@ def in_shares(job: Job[F], order: Order, shares: Sequence[frozenset[int]], progr
                 ended, waiting = wait(waiting, LOOK_SECONDS, return_when=FIRST_COMPLETED)
                 found += [one.result() for one in ended]
                 progress(sum(done))
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
         except BrokenProcessPool:
             raise CommandError("one of the processes was killed (memory?): try fewer --processes") from None
         finally:
             stop.set()
     return together(found, time.monotonic() - began)
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Set by Ctrl-C: as an exception, which may come anywhere, it could be lost in somebody's destructor."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted  # Python tells the main thread alone
+        return
+
+    def tell(*_: object) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt  # once more: don't wait for anything
+        interrupted.set()
+
+    before = signal.signal(signal.SIGINT, tell)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _started(pool: ProcessPoolExecutor, job: Job[F], order: Order, shares: Sequence[frozenset[int]]) -> set[Future[F]]:

@@ -133,10 +133,12 @@ class _Link:
         self._writer.close()
 
     async def answered(self, action_id: bytes) -> None:
-        async with asyncio.timeout(10):
+        async def heard() -> None:
             while b"ActionID: " + action_id not in self._unheard:
                 self._more.clear()
                 await self._more.wait()
+
+        await asyncio.wait_for(heard(), 10)
 
 
 @asynccontextmanager
