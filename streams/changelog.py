@@ -5,8 +5,8 @@ when it began. The order of a takeover is what makes it safe (`streams.claims`):
 
 1. read the log to its end, and take the partition's rows from it;
 2. append a claim: from there on rows of older claims are void;
-3. what stands between that end and the claim was written by an owner that is going: it counts, so the log is read
-   again, up to the claim;
+3. what stands between that end and the claim was written by an owner that is going: where it counts, it counts here,
+   too, so the log is read again, up to the claim;
 4. write again what void rows have hidden.
 
 After that the owner alone appends, so each of its batches must begin where the one before has ended. One that doesn't
@@ -16,6 +16,7 @@ tells of another writer: an older owner, whose rows are void and are written ove
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -35,10 +36,13 @@ from streams.rows import claim_key
 log = structlog.get_logger(__name__)
 
 FOREIGN = Counter(
-    "callyard_stream_changelog_foreign_rows", "Rows of the changelog by an owner whose time was over; written over."
+    "callyard_stream_changelog_foreign_rows",
+    "Offsets of the changelog at which an owner whose time was over has appended; its rows were written over.",
 )
 FETCH_BYTES = 4_000_000
 FETCH_WAIT_MS = 50
+STALLED_SECONDS = 60.0
+"""Without a record for so long, reading has failed."""
 MENDED_BYTES = 500_000
 """A batch of rows that are written over is closed at this size."""
 
@@ -137,25 +141,38 @@ class Changelog:
                 found[number] = self._loaded(number, content)
         return found if found.keys() == set(numbers) and still() else None
 
-    async def claim(self, owned: Owned, generation: int) -> None:
+    async def claim(self, owned: Owned, generation: int, still: Callable[[], bool]) -> bool:
         """Make the partition this worker's: what older claims append from now on is void.
 
-        Raises `SupersededError` where a newer claim is there already.
+        False: ``still`` has become false meanwhile. Raises `SupersededError` where a newer claim is there already.
         """
-        claim = Claim(max(owned.partition.epoch + 1, owned.epoch + 1, generation), self._owner)
-        [at] = await self._append([(owned, [(claim_key(owned.number), None)])], claim)
-        if at != owned.end:
-            async with self._reader() as consumer:
-                async for _, content in self._whole(consumer, {owned.number: at}, lambda: True):
-                    log.info("rows were written while the changelog was read", partition=owned.number,
-                             read_to=owned.end, claimed_at=at)  # fmt: skip
-                    again = self._loaded(owned.number, content)
-                    owned.partition, owned.claims, owned.hidden = again.partition, again.claims, again.hidden
-        if not owned.claims.admit(claim):
-            raise SupersededError(f"partition {owned.number} is claimed by {owned.claims.held}")
-        owned.end = at + 1
-        await self._write_over(owned, owned.hidden)
-        owned.hidden = set()
+        while still():
+            claim = Claim(max(owned.partition.epoch + 1, owned.epoch + 1, generation), self._owner)
+            [at] = await self._append([(owned, [(claim_key(owned.number), None)])], claim)
+            if at != owned.end and not await self._catch_up(owned, claim, at, still):
+                break
+            owned.end = at + 1
+            # An owner that had read the same log, and is no more, may have made a claim of the same epoch just before.
+            if owned.claims.admit(claim):
+                await self._write_over(owned, owned.hidden)
+                owned.hidden = set()
+                return True
+        return False
+
+    async def _catch_up(self, owned: Owned, claim: Claim, at: int, still: Callable[[], bool]) -> bool:
+        """Take what was appended up to this worker's claim, at this offset; whether it was all read."""
+        async with self._reader() as consumer:
+            async for _, records, _ in self._batches(consumer, {owned.number: (owned.end, at)}, still):
+                newer = [found for record in records if (found := claim_of(record.headers)) is not None]
+                if any(found.epoch > claim.epoch for found in newer):
+                    raise SupersededError(f"partition {owned.number} is claimed by {newer[-1]}")
+            log.info("rows were written while the changelog was read", partition=owned.number, read_to=owned.end,
+                     claimed_at=at)  # fmt: skip
+            async for number, content in self._whole(consumer, {owned.number: at}, still):
+                again = self._loaded(number, content)
+                owned.partition, owned.claims, owned.hidden = again.partition, again.claims, again.hidden
+                return True
+        return False
 
     def _loaded(self, number: int, content: Content) -> Owned:
         partition = self._made(number)
@@ -259,6 +276,7 @@ class Changelog:
         for number, (begin, _) in bounds.items():
             consumer.seek(TopicPartition(self._topic, number), begin)
         got: Mapping[TopicPartition, list[Stored]] = {}
+        heard = time.monotonic()
         while still():
             for tp, end in list(left.items()):
                 records = [record for record in got.get(tp, ()) if record.offset < end]
@@ -273,6 +291,12 @@ class Changelog:
                 return
             got = await consumer.getmany(*left, timeout_ms=FETCH_WAIT_MS)
             self.read_rows += sum(map(len, got.values()))
+            if got:
+                heard = time.monotonic()
+            elif time.monotonic() - heard > STALLED_SECONDS:
+                raise TruncatedError(
+                    f"Kafka sent nothing for {STALLED_SECONDS:g} s of {left}: the log ends before that"
+                )
 
     def _tps(self, numbers: Iterable[int]) -> list[TopicPartition]:
         return [TopicPartition(self._topic, number) for number in numbers]

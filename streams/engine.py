@@ -120,16 +120,22 @@ class Engine:
         Does nothing where the generation ends meanwhile: another recovery follows. Otherwise raises what `Changelog`
         does.
         """
-        found = await self._changelog.open(numbers, self._kept, lambda: self._kafka.generation() == generation)
+
+        def still() -> bool:
+            return self._kafka.generation() == generation >= 0
+
+        found = await self._changelog.open(numbers, self._kept, still)
         if found is None:
             return
         async with self._lock:
+            self._kept.update(found)  # of use to the next recovery where this one is given up
             if not await self._may_speak(generation):
                 return
             try:
-                await gathered(self._changelog.claim(owned, generation) for owned in found.values())
+                if not all(await gathered(self._changelog.claim(o, generation, still) for o in found.values())):
+                    return
             except SupersededError:
-                if self._kafka.generation() == generation:
+                if still():
                     raise
                 return
             groups = [(owned, owned.partition.begin(owned.epoch, self._worker)) for _, owned in sorted(found.items())]

@@ -77,7 +77,7 @@ class GuardedThread(driver.AIOKafkaConsumerThread):
     def pause_in_client(self, tps: Iterable[TP], generation: int) -> Awaitable[None]:
         """Pause partitions in aiokafka itself, so that nothing of them is fetched, unless another generation began.
 
-        A new assignment begins unpaused. Pausing it would keep its recovery from ever reading the changelogs.
+        A new assignment begins unpaused, and Faust decides what of it flows.
         """
 
         async def pause() -> None:
@@ -108,7 +108,7 @@ class GuardedConsumer(driver.Consumer):
             # Faust takes "nothing read yet" from None, and from the committed offset which acknowledgements count.
             self._read_offset[tp] = offset or None
             self._committed_offset[tp] = offset or None
-        # Faust seeks at other times, too, for example while a recovery reads the changelogs.
+        # Faust seeks at other times, too, for example while it prepares a recovery.
         app = cast("GuardedApp", self.app)
         if not app.recovers:
             changelogs = {tp for tp in self.assignment() if self._is_changelog_tp(tp)}
@@ -185,7 +185,7 @@ class GuardedApp(faust.App):
 
     @property
     def recovers(self) -> bool:
-        """Whether changelogs are being read, or are about to be."""
+        """Whether Faust prepares a recovery, or is about to."""
         return bool(patched(patched(self.tables, "recovery"), "in_recovery")) or self.recovers_again
 
     @property

@@ -26,6 +26,14 @@ POLICY = Policy.of(PolicySettings())
 NUMBER = 1
 
 
+def ALWAYS() -> bool:  # noqa: N802 - a constant that is asked
+    return True
+
+
+def NEVER() -> bool:  # noqa: N802 - as above
+    return False
+
+
 @pytest_asyncio.fixture
 async def worker(kafka_settings: KafkaSettings) -> AsyncIterator[Make]:
     """Makes the changelog as one stream worker has it."""
@@ -44,14 +52,14 @@ async def worker(kafka_settings: KafkaSettings) -> AsyncIterator[Make]:
 
 
 async def opened(changelog: Changelog, kept: Owned | None = None) -> Owned:
-    found = await changelog.open([NUMBER], {} if kept is None else {NUMBER: kept}, lambda: True)
+    found = await changelog.open([NUMBER], {} if kept is None else {NUMBER: kept}, ALWAYS)
     assert found is not None
     return found[NUMBER]
 
 
 async def taken(changelog: Changelog, kept: Owned | None = None) -> Owned:
     owned = await opened(changelog, kept)
-    await changelog.claim(owned, generation=1)
+    assert await changelog.claim(owned, 1, ALWAYS)
     return owned
 
 
@@ -89,8 +97,8 @@ async def test_the_next_owner_has_what_the_one_before_wrote(worker: Make) -> Non
 async def test_an_empty_changelog_is_an_empty_table_and_none_is_asked_for_none(worker: Make) -> None:
     changelog = await worker("first")
     assert versions(await opened(changelog)) == {}
-    assert await changelog.open([], {}, lambda: True) == {}
-    assert await changelog.open([NUMBER], {}, lambda: False) is None
+    assert await changelog.open([], {}, ALWAYS) == {}
+    assert await changelog.open([NUMBER], {}, NEVER) is None
 
 
 async def test_a_batch_that_comes_late_is_void_and_written_over_and_its_writer_learns_it(
@@ -157,7 +165,7 @@ async def test_what_is_written_between_reading_and_claim_counts(worker: Make) ->
     new = await opened(second)
     await write(first, old, "49123", 2)
     await write(first, old, "49124", 1)
-    await second.claim(new, generation=1)
+    assert await second.claim(new, 1, ALWAYS)
     assert versions(new) == {"49123": 2, "49124": 1}
     await write(second, new, "49124", 2)
     with pytest.raises(SupersededError):
@@ -167,9 +175,33 @@ async def test_what_is_written_between_reading_and_claim_counts(worker: Make) ->
 async def test_who_claims_behind_a_newer_claim_is_told(worker: Make) -> None:
     first, second = await worker("first"), await worker("second")
     slow = await opened(first)
-    await second.claim(await opened(second), generation=9)
+    assert await second.claim(await opened(second), 9, ALWAYS)
     with pytest.raises(SupersededError, match=r"partition 1 is claimed by Claim\(epoch=9, owner='second'\)"):
-        await first.claim(slow, generation=8)
+        await first.claim(slow, 8, ALWAYS)
+
+
+async def test_who_claims_behind_a_claim_of_the_same_epoch_claims_the_next(worker: Make) -> None:
+    """As when a worker freezes in the middle of its claim, and the next one has read the same log meanwhile."""
+    first, second = await worker("first"), await worker("second")
+    slow, owned = await opened(first), await opened(second)
+    assert await first.claim(slow, 1, ALWAYS)
+    await write(first, slow, "49123", 1)
+    assert await second.claim(owned, 1, ALWAYS)
+    assert (owned.epoch, versions(owned)) == (slow.epoch + 1, {"49123": 1})
+    await write(second, owned, "49123", 2)
+    with pytest.raises(SupersededError):
+        await write(first, slow, "49123", 7)
+    assert versions(await taken(await worker("third"))) == {"49123": 2}
+
+
+async def test_a_claim_is_given_up_where_it_is_no_longer_wanted(worker: Make) -> None:
+    first, second = await worker("first"), await worker("second")
+    slow = await opened(first)
+    assert not await first.claim(slow, 1, NEVER)
+    await write(second, await taken(second), "49123", 1)
+    answers = iter([True, False])  # a rebalance begins while it catches up
+    assert not await first.claim(slow, 1, lambda: next(answers, False))
+    assert versions(await taken(await worker("third"))) == {"49123": 1}
 
 
 async def test_what_is_kept_is_read_again_only_where_somebody_has_written(worker: Make) -> None:

@@ -12,6 +12,7 @@ import pytest
 from callyard.records import CallRecord, RegistrationRecord
 from callyard.settings import KafkaSettings, PolicySettings
 from callyard.topics import partition_of, topics
+from streams.claims import Claim
 from streams.partition import Group, Input, Partition
 from streams.policy import Policy
 from tests.chaos.facts import Dial, Facts, Leg, Opened, Record, SeenCaller
@@ -282,6 +283,14 @@ def test_a_row_that_is_missing_and_one_too_many_are_found() -> None:
     only(judged(changelog=[*changelog, dataclasses.replace(row, value=None)]), "journal", "the table None")
     more = dataclasses.replace(row, key=(row.key or b"") + b"2")
     only(judged(changelog=[*changelog, more]), "journal", "the journal says None")
+
+
+def test_a_row_of_an_owner_whose_time_was_over_counts_for_nothing() -> None:
+    row = newest(good().changelog, b"|s|")
+    claim = dataclasses.replace(row, key=b"0|!", value=None, headers=(Claim(5, "new").header,))
+    late = dataclasses.replace(changed(row, attempt=9), headers=(Claim(4, "old").header,))
+    assert not judged(changelog=[*good().changelog, claim, late]).journal
+    only(judged(changelog=[*good().changelog, late, claim]), "journal", "the journal says")
 
 
 def test_old_state_after_the_new_is_found() -> None:

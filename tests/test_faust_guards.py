@@ -71,7 +71,7 @@ def test_the_clock_of_the_fence_counts_suspension() -> None:
 
 @pytest.mark.parametrize(("generation", "paused"), [(7, 1), (6, 0)])
 async def test_changelogs_of_another_generation_are_never_paused(generation: int, paused: int) -> None:
-    # A pause that comes late would fall on the next assignment, whose recovery then never reads.
+    # A pause that comes late would fall on the next assignment, of which Faust decides what flows.
     changelog = TP("t-desks-changelog", 0)
     calls: list[object] = []
     consumer = SimpleNamespace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import orjson
 
 from callyard.records import JournalEntry, digest
 from streams.audit.fold import changes_of
+from streams.claims import Claims, claim_of
 from streams.desk import Desk
 from streams.rows import (
     DeskRow,
@@ -47,8 +49,9 @@ def folded(entries: Iterable[tuple[int, JournalEntry, bytes]]) -> dict[bytes, Ro
 def compacted(changelog: Iterable[Record]) -> tuple[dict[bytes, Row], dict[int, Mapping[str, Any]]]:
     """The table's rows as a changelog (each partition in order) has them, and each partition's own row."""
     newest: dict[bytes, bytes] = {}
+    claims: defaultdict[int, Claims] = defaultdict(Claims)
     for record in changelog:
-        if record.key is None:
+        if record.key is None or not claims[record.partition].admit(claim_of(record.headers)):
             continue
         if record.value is None:
             newest.pop(record.key, None)

@@ -116,7 +116,7 @@ def _readable(record: Record) -> dict[str, Any]:
 
 
 def _records(found: Iterable[ConsumerRecord[Any, Any]]) -> list[Record]:
-    made = [Record(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value) for r in found]
+    made = [Record(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value, r.headers) for r in found]
     return sorted(made, key=lambda record: (record.topic, record.partition, record.offset))
 
 
