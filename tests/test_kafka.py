@@ -58,6 +58,22 @@ async def test_a_killed_broker_comes_back_on_its_port_with_its_records(tmp_path:
     assert not alive(last)
 
 
+async def test_a_starved_broker_keeps_its_partitions(tmp_path: Path) -> None:
+    """There is nobody to give them to: without a leader nobody could write for seconds after it is served again."""
+    async with embedded.running(tmp_path / "data") as kafka:
+        settings = KafkaSettings(bootstrap_servers=kafka.bootstrap_servers, partitions=2)
+        await support.create_topics(settings)
+        os.kill(kafka.pid, signal.SIGSTOP)
+        await asyncio.sleep(4)  # time itself is what is tried here
+        os.kill(kafka.pid, signal.SIGCONT)
+        await support.send(settings, topics.topics(settings).calls.name, ("49123", b"after"))
+        assert "session has timed out" not in kafka.log.read_text()
+        await kafka.kill()
+        began = time.monotonic()
+        await kafka.start()  # but after a crash no session of a minute is waited for
+        assert time.monotonic() - began < 40
+
+
 async def test_a_consumer_ends_though_the_broker_says_nothing_any_more(tmp_path: Path) -> None:
     async with embedded.running(tmp_path / "data") as kafka:
         settings = KafkaSettings(bootstrap_servers=kafka.bootstrap_servers, partitions=2, request_timeout_ms=60_000)

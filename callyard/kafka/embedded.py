@@ -65,10 +65,14 @@ _PROPERTIES = {
     # Without it the first member of a group waits 3 s for others.
     "group.initial.rebalance.delay.ms": "0",
     "log.cleaner.dedupe.buffer.size": "16777216",
-    # After a crash the controller refuses the same broker until its old session (default 9 s) has run out.
-    "broker.session.timeout.ms": "2000",
-    "broker.heartbeat.interval.ms": "400",
 }
+_SESSION = {"broker.session.timeout.ms": "60000", "broker.heartbeat.interval.ms": "2000"}
+"""A broker that is alone has nobody to give its partitions to: that it was starved for some seconds is no reason to
+take them from it (by default after 9 s), which is an outage of seconds more."""
+_SESSION_AFTER_CRASH = {"broker.session.timeout.ms": "2000", "broker.heartbeat.interval.ms": "400"}
+"""The controller refuses the same broker until the session from before the crash has run out."""
+_ENDED_IN_ORDER = ".kafka_cleanshutdown"
+"""Kafka's own mark in a folder of records; gone as soon as it runs again."""
 _LOG4J = """\
 <Configuration status="warn" shutdownHook="disable">
   <Appenders><Console name="out"><PatternLayout pattern="%d %p %c{1}: %m%n"/></Console></Appenders>
@@ -128,6 +132,7 @@ class EmbeddedKafka:
         self.data = data.absolute()
         self.log = self.data / "kafka.log" if log is None else log
         self._port = port
+        self._crashed = False
         self._listeners = tuple(listeners)
         self._properties = dict(properties or {})
         self._users = dict(users or {})
@@ -229,6 +234,7 @@ class EmbeddedKafka:
         told = {"PLAINTEXT": port, **{name: listener.advertised for name, listener in more.items()}}
         properties = {
             **_PROPERTIES,
+            **(_SESSION_AFTER_CRASH if self._crashed else _SESSION),
             "listeners": _addresses({**own, "CONTROLLER": controller}),
             "advertised.listeners": _addresses(told),
             "listener.security.protocol.map": ",".join(f"{name}:PLAINTEXT" for name in (*own, "CONTROLLER")),
@@ -247,6 +253,7 @@ class EmbeddedKafka:
         (self.data / "log4j2.xml").write_text(_LOG4J, encoding="utf-8")
         if records.exists():
             _check_records(records / "meta.properties", cluster_id)
+            self._crashed = not (records / _ENDED_IN_ORDER).exists()
             return
         # Formatted beside and moved there: what is called "records" is always complete.
         partial = self.data / "records.partial"
