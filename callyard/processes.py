@@ -32,6 +32,9 @@ from callyard.errors import CommandError
 POLL_SECONDS = 0.02
 TAIL_BYTES = 65_536
 TAIL_COLUMNS = 300
+# No session of its own where that can be helped: Linux shares the processors out among sessions (sched_autogroup), and
+# a busy one beside it was seen to starve such a child for ten seconds and more.
+_OWN_GROUP: Mapping[str, Any] = {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
 
 
 class ProcessError(CommandError):
@@ -42,7 +45,7 @@ class Child:
     """One child process; may be started again after it ended.
 
     ``log``: file that standard output and error are appended to; None: both go to this process's standard error.
-    ``own_group``: put it into a session of its own, so that a Ctrl-C at the terminal doesn't reach it.
+    ``own_group``: put it into a process group of its own, so that a Ctrl-C at the terminal doesn't reach it.
     ``noise``: pattern of log lines that say nothing about why it ended.
     """
 
@@ -100,7 +103,7 @@ class Child:
             stderr=out,
             env={**os.environ, **self._environment},
             cwd=self._directory,
-            start_new_session=self._own_group,
+            **(_OWN_GROUP if self._own_group else {}),
             pass_fds=tuple(pass_fds),
         )
 
