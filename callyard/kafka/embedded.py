@@ -67,8 +67,7 @@ _PROPERTIES = {
     "log.cleaner.dedupe.buffer.size": "16777216",
 }
 _SESSION = {"broker.session.timeout.ms": "60000", "broker.heartbeat.interval.ms": "2000"}
-"""A broker that is alone has nobody to give its partitions to: that it was starved for some seconds is no reason to
-take them from it (by default after 9 s), which is an outage of seconds more."""
+"""A broker that is alone has nobody to give its partitions to, however long it was starved (default: after 9 s)."""
 _SESSION_AFTER_CRASH = {"broker.session.timeout.ms": "2000", "broker.heartbeat.interval.ms": "400"}
 """The controller refuses the same broker until the session from before the crash has run out."""
 _ENDED_IN_ORDER = ".kafka_cleanshutdown"
