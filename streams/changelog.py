@@ -295,7 +295,7 @@ class Changelog:
                 heard = time.monotonic()
             elif time.monotonic() - heard > STALLED_SECONDS:
                 raise TruncatedError(
-                    f"Kafka sent nothing for {STALLED_SECONDS:g} s of {left}: the log ends before that"
+                    f"Kafka sent nothing for {STALLED_SECONDS:g} s: it is away, or its logs end before {left}"
                 )
 
     def _tps(self, numbers: Iterable[int]) -> list[TopicPartition]:
